@@ -1,0 +1,101 @@
+"""What tracing hands on: the tensors seen at a site, detached, in the dtype the model itself computed with.
+
+Events live for one call only; an instrument that keeps a tensor of an event keeps the model's memory alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationEvent:
+    """An elementwise function was applied: `output = function(input)`, any shape, channels along `channel_dim`.
+
+    `function` is the model's own implementation and safe to call again (on a detached input, with gradients enabled).
+    """
+
+    input: Tensor
+    output: Tensor
+    function: Callable[[Tensor], Tensor]
+    channel_dim: int = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateEvent:
+    """`product = activated * up`, where `activated` comes from an activation of other values; all of one shape."""
+
+    activated: Tensor
+    up: Tensor
+    product: Tensor
+    channel_dim: int = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionEvent:
+    """Attention of queries to keys; either `query` and `key` are given (fused call) or `scores` (eager call).
+
+    query (batch, heads, queries, head_dim); key (batch, key_heads, keys, head_dim) with heads a multiple of key_heads;
+    mask broadcastable to (batch, heads, queries, keys): bool (True = visible) or additive float;
+    causal is aligned top-left: query i sees keys j <= i.
+    scores (batch, heads, queries, keys): the softmax's own input, scale, mask and soft-cap included, hidden entries
+    very negative; `visible` (broadcastable to scores, bool) where the model's mask was seen, else None.
+    padded_queries (batch, queries), True where the query is known to be padding.
+    """
+
+    query: Tensor | None = None
+    key: Tensor | None = None
+    scale: float = 1.0
+    causal: bool = False
+    mask: Tensor | None = None
+    scores: Tensor | None = None
+    visible: Tensor | None = None
+    padded_queries: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterEvent:
+    """Each token chose experts: `chosen` (tokens, k) int64 in [0, experts)."""
+
+    chosen: Tensor
+    experts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadEvent:
+    """Logits (rows, classes) as they go into the loss, with `targets` (rows,) where they are known."""
+
+    logits: Tensor
+    targets: Tensor | None = None
+    ignore_index: int = -100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputEvent:
+    """The output of a block (residual site) or of any module (module site)."""
+
+    output: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientEvent:
+    """The loss's gradient with respect to the output of a block or a module."""
+
+    gradient: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterEvent:
+    """A trained parameter: its weight; after the backward pass its gradient; after an optimizer step its update."""
+
+    weight: Tensor
+    gradient: Tensor | None = None
+    update: Tensor | None = None
+
+
+Event = (
+    ActivationEvent | GateEvent | AttentionEvent | RouterEvent | HeadEvent | OutputEvent | GradientEvent | ParameterEvent
+)
