@@ -1,0 +1,99 @@
+"""What is remembered of the tensors of a measured step: where a value came from and what it may yet become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .expressions import Cut
+
+
+@dataclass(eq=False, slots=True)
+class Candidate:
+    """An activation that was recognised and waits to see whether a larger expression takes it in."""
+
+    path: str
+    op: str
+    input: Tensor
+    output: Tensor
+    function: Callable[[Tensor], Tensor]
+    channel_dim: int
+    taken: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Normalised:
+    """A softmax (or sigmoid) over scores that waits to meet values, experts, or neither."""
+
+    op: str
+    path: str
+    scores: Tensor
+    dim: int
+    visible: Tensor | None
+    candidate: Candidate | None = None  # of a sigmoid: the activation that it is if it turns out to be nothing else
+    router: tuple[Tensor, int] | None = None  # the chosen experts (..., k) and how many there are
+    used: bool = False
+
+
+@dataclass(slots=True)
+class Tag:
+    """What is known of one tensor; every field is handed on along casts, and along views where it says so."""
+
+    cuts: tuple[Cut, ...] = ()
+    parts: tuple[Candidate, ...] = ()
+    gate: Candidate | None = None  # along views, affine scalars and clamps too
+    normalised: Normalised | None = None  # along views; `dim` counts from the end
+    normalised_dim: int = -1
+    producer: str | None = None  # along views and pointwise functions: the path of the linear map that made it
+    channel_dim: int = -1  # along casts and pointwise functions: 1 behind a convolution
+    chosen: tuple[Tensor, int] | None = None  # top-k indices and how many there were to choose from
+    visible: Tensor | None = None  # the bool mask that was filled into these scores
+    log_softmax_of: Tensor | None = None
+    linear_state: int = 0  # how many steps of a linear recurrence led here
+    scaled: bool = False  # a product of two tensors, as a recurrence's decay times its state
+
+
+class Provenance:
+    """Tags of live tensors; a tag dies with its tensor."""
+
+    def __init__(self) -> None:
+        self._tags = WeakTensorKeyDictionary()
+        self._blank = Tag()
+
+    def __getitem__(self, tensor: Tensor) -> Tag:
+        return self._tags.get(tensor, self._blank)
+
+    def set(self, value: Any, tag: Tag) -> None:
+        """Give every tensor in a call's result this tag."""
+        for tensor in tensors_in(value):
+            self._tags[tensor] = tag
+
+    def clear(self) -> None:
+        self._tags = WeakTensorKeyDictionary()
+
+
+def tensors_in(value: Any) -> Iterable[Tensor]:
+    """The tensors of a call's result: itself, or the entries of a tuple, a list or a mapping."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+
+
+def same_values(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are the same elements of the same memory, perhaps viewed differently."""
+    return first is second or (
+        first.numel() == second.numel()
+        and first.storage_offset() == second.storage_offset()
+        and first.untyped_storage()._cdata == second.untyped_storage()._cdata
+    )
+
+
