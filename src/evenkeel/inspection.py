@@ -1,0 +1,125 @@
+"""Inspecting a model once: a few batches forward and backward, everything measured, then judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .diagnosis import Diagnosis, judge
+from .errors import NothingMeasuredError, UsageError
+from .measuring import Measurement, measure
+from .records import Record
+from .schema import DataInfo
+from .tracing.frames import Structure
+from .tracing.provenance import tensors_in
+from .watching import model_info
+
+Loss = Callable[[Any, Any], Tensor]
+Progress = Callable[[int, int], None]
+
+_NONLINEAR = ("activation", "gate", "attention", "router", "head", "residual")
+
+
+def inspect(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    backward: bool = True,
+    loss: Loss | None = None,
+    data: DataInfo | None = None,
+    notes: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Measure a model on some batches and say what is wrong and what to change.
+
+    model: any `nn.Module`; it runs in eval mode (no dropout, no running statistics) and is left as it was found:
+    training mode, gradients, random state. batches: an iterable of keyword dicts (`model(**batch)`), tensors
+    (`model(batch)`) or tuples (`model(*batch)`). backward: also measure gradients. loss: `loss(output, batch)` to
+    differentiate; by default `output.loss`, and where there is none the sum of squares of the output.
+    data, notes: what the report says of the batches. progress: called with (batches done, batches in all or 0).
+    Raises UsageError for an empty iterable, NothingMeasuredError where no site could be measured.
+    """
+    structure = Structure(model)
+    total = Measurement()
+    count, tokens = 0, 0
+    size = len(batches) if isinstance(batches, Sequence) else 0
+    with _as_found(model):
+        for batch in batches:
+            with measure(structure) as measurement:
+                _run(model, batch, loss, backward)
+            total.merge(measurement)
+            model.zero_grad(set_to_none=True)
+            count, tokens = count + 1, tokens + _tokens(batch)
+            if progress is not None:
+                progress(count, size)
+    if count == 0:
+        raise UsageError("there are no batches to measure on; give at least one dict, tensor or tuple")
+    if not any(site.kind in _NONLINEAR and site.status == "measured" for site in total.sites):
+        raise NothingMeasuredError(
+            f"no activation, gate, attention, router or head could be measured in this {type(model).__name__}; "
+            "is it a transformer, and do the batches reach its layers?"
+        )
+    record = Record.create(None, model_info(model), data or DataInfo(source="batches", kind="given", tokens=tokens))
+    for note in notes:
+        record.add_note(note)
+    record.append(0, total.sites, total.readings(0))
+    return judge(record)
+
+
+def _run(model: nn.Module, batch: Any, loss: Loss | None, backward: bool) -> None:
+    with torch.set_grad_enabled(backward):
+        if isinstance(batch, Mapping):
+            output = model(**batch)
+        elif isinstance(batch, tuple | list):
+            output = model(*batch)
+        else:
+            output = model(batch)
+        if not backward:
+            return
+        objective = loss(output, batch) if loss is not None else _default_loss(output)
+        if objective.requires_grad:
+            objective.backward()
+
+
+def _default_loss(output: Any) -> Tensor:
+    given = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(given, Tensor):
+        return given
+    values = output.values() if isinstance(output, Mapping) else [output]
+    tensors = [item for value in values for item in tensors_in(value) if item.is_floating_point()]
+    if not tensors:
+        raise UsageError(
+            f"the model returned {type(output).__name__} without a floating-point tensor, so there is no loss to "
+            "differentiate; give loss=..., or backward=False"
+        )
+    return torch.stack([item.float().square().sum() for item in tensors]).sum()
+
+
+def _tokens(batch: Any) -> int:
+    """How many token ids a batch holds; 0 where its tensors are no token ids."""
+    if isinstance(batch, Mapping):
+        batch = batch.get("input_ids")
+    first = next(iter(tensors_in(batch)), None)
+    return 0 if first is None or first.is_floating_point() else first.numel()
+
+
+@contextmanager
+def _as_found(model: nn.Module) -> Iterator[None]:
+    """Eval mode and empty gradients inside; modes, gradients and random state as before afterwards."""
+    training = {module: module.training for module in model.modules()}
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(devices=[device.index for device in devices]):
+        try:
+            model.eval()
+            model.zero_grad(set_to_none=True)
+            yield
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
