@@ -40,16 +40,18 @@ class Measurement:
         self._instruments.pop(site.id, None)
         self.observe(site, event)
 
-    def add_sites(self, sites: tuple[Site, ...]) -> None:
-        """Take over sites in their order; one that was measured stays measured."""
-        for site in sites:
-            known = self._sites.get(site.id)
-            if known is None or known.status != "measured":
-                self._sites[site.id] = site
+    def conclude(self, sites: tuple[Site, ...]) -> None:
+        """Take over the traced sites in their order, and drop what turned out to be none of them."""
+        parameters = [site for site in self._sites.values() if site.kind == "parameter"]
+        self._sites = {site.id: site for site in (*sites, *parameters)}
+        self._instruments = {key: value for key, value in self._instruments.items() if key in self._sites}
 
     def merge(self, other: Measurement) -> None:
         """Take in everything that another measurement of the same model saw."""
-        self.add_sites(other.sites)
+        for site in other.sites:
+            known = self._sites.get(site.id)
+            if known is None or known.status != "measured":
+                self._sites[site.id] = site
         for site_id, instruments in other._instruments.items():
             if site_id not in self._instruments:
                 self._instruments[site_id] = instruments
@@ -104,21 +106,12 @@ def measure(structure: Structure, optimizer: Optimizer | None = None) -> Iterato
         parameters.install(optimizer)
         stack.enter_context(tracer)
         yield measurement
-    seen = _in_order(measurement, tracer.sites)
-    measurement.add_sites(tuple(seen))
-    measurement.add_sites(tuple(_not_reached(structure, measurement)))
     parameters.finish()
+    measurement.conclude((*tracer.sites, *_not_reached(structure, tracer.sites)))
 
 
-def _in_order(measurement: Measurement, sites: tuple[Site, ...]) -> tuple[Site, ...]:
-    ordered = {site.id: site for site in sites}
-    measurement._sites = {**ordered, **measurement._sites}
-    return sites
-
-
-def _not_reached(structure: Structure, measurement: Measurement) -> Iterator[Site]:
-    reached = {site.path for site in measurement.sites if site.kind == "module"}
-    reached |= {site.path for site in measurement.sites if site.kind == "activation"}
+def _not_reached(structure: Structure, sites: tuple[Site, ...]) -> Iterator[Site]:
+    reached = {site.path for site in sites}
     for path, op in structure.activation_modules():
         if path not in reached:
             yield Site(

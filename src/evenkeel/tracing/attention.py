@@ -74,13 +74,15 @@ def _multi_head_event(given: dict[str, Any]) -> AttentionEvent:
     queries, keys = (item.reshape(*item.shape[:2], heads, -1).permute(1, 2, 0, 3) for item in (queries, keys))
     padding = given["key_padding_mask"]
     padding = None if padding is None else padding.reshape(queries.shape[0], -1)
-    self_attention = given["query"] is given["key"]
+    padded = None
+    if padding is not None and given["query"] is given["key"]:
+        padded = padding if padding.dtype == torch.bool else padding == -math.inf
     return AttentionEvent(
         query=queries,
         key=keys,
         scale=1 / math.sqrt(queries.shape[-1]),
         mask=_multi_head_mask(given["attn_mask"], padding, queries.shape[0], heads, keys.shape[2]),
-        padded_queries=padding if self_attention and padding is not None and padding.dtype == torch.bool else None,
+        padded_queries=padded,
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import attention
 from .events import ActivationEvent, GateEvent, HeadEvent
-from .expressions import AFFINE, UNKNOWN, Cut, Node, compose
+from .expressions import AFFINE, UNKNOWN, Cut, Node, compose, on_a_copy
 from .frames import Frame
 from .functions import (
     ANCHORS,
@@ -110,7 +110,7 @@ def pointwise_module(
     """A parameterless elementwise module has ended: one call, whatever was inside."""
     assert frame.before is not None
     before = tracer.tags[frame.before]
-    call = Call(lambda x: function(x.clone()), f"module{id(frame.module)}", False, (frame.before,), {})
+    call = Call(on_a_copy(function), f"module{id(frame.module)}", False, (frame.before,), {})
     cuts = compose(call.func, call.name, call.args, call.kwargs, lambda item: tracer.tags[item].cuts)
     tag = Tag(cuts=cuts, parts=before.parts, producer=before.producer, channel_dim=before.channel_dim)
     if op == AFFINE:
@@ -133,33 +133,38 @@ def _pointwise(tracer: Tracer, call: Call) -> Any:
     if call.name in ANCHORS:
         before = call.args[0].detach().clone()
         tracer.tags.set(before, tracer.tags[call.args[0]])
-        return _composed(tracer, call, (before, *call.args[1:]), lambda x, *rest, **kw: call.func(x.clone(), *rest, **kw))
+        return _composed(tracer, call, (before, *call.args[1:]), on_a_copy(call.func))
     return _written(tracer, call)
 
 
 def _composed(tracer: Tracer, call: Call, args: tuple[Any, ...], func: Callable[..., Any]) -> Any:
     result = call.run()
-    if not isinstance(result, Tensor) or not result.is_floating_point():
-        return result
-    tags = [tracer.tags[item] for item in call.tensors]
     cuts = compose(func, call.name, args, call.kwargs, lambda item: tracer.tags[item].cuts)
-    parts = tuple(dict.fromkeys(part for tag in tags for part in tag.parts))
+    _conclude(tracer, call, args, cuts, result)
+    return result
+
+
+def _conclude(tracer: Tracer, call: Call, args: tuple[Any, ...], cuts: tuple[Cut, ...], result: Any) -> None:
+    """What the result of a pointwise call is now known to be: an activation, a gated product, or something on the way."""
+    if not isinstance(result, Tensor) or not result.is_floating_point():
+        return
+    tensors = [item for item in args if isinstance(item, Tensor)]
+    tags = [tracer.tags[item] for item in tensors]
     tag = Tag(
         cuts=cuts,
-        parts=parts,
+        parts=tuple(dict.fromkeys(part for tag in tags for part in tag.parts)),
         producer=next((tag.producer for tag in tags if tag.producer is not None), None),
         channel_dim=tags[0].channel_dim,
         **_recurrent_state(tracer, call, tags),
     )
     if call.name in AFFINE_CALLS:
         tag = replace(tag, normalised=tags[0].normalised, normalised_dim=tags[0].normalised_dim, visible=tags[0].visible)
-        if len(call.tensors) == 1:
+        if len(tensors) == 1:
             tag = replace(tag, gate=tags[0].gate, chosen=tags[0].chosen)
     tag = _recognised(tracer, call, result, tag)
-    if call.name in PRODUCTS and tag.gate is None and not cuts:
-        _gate(tracer, call.args[0], call.args[1], result)
+    if call.name in PRODUCTS and len(tensors) == 2 and tag.gate is None and not cuts:
+        _gate(tracer, tensors[0], tensors[1], result)
     tracer.tags.set(result, tag)
-    return result
 
 
 def _recognised(tracer: Tracer, call: Call, result: Tensor, tag: Tag) -> Tag:
@@ -227,24 +232,29 @@ def _gate(tracer: Tracer, first: Any, second: Any, product: Tensor) -> None:
         return
 
 
-def _written(tracer: Tracer, call: Call) -> Tensor:
-    """An in-place sum or product: the written tensor is no longer what was known of it."""
+def _written(tracer: Tracer, call: Call) -> Any:
+    """A sum or product in place: what was known of the written tensor is now known of a copy of its old values."""
     target = call.args[0]
-    tag = tracer.tags[target]
-    gated = call.name in PRODUCTS and len(call.tensors) == 2 and any(tracer.tags[item].gate for item in call.tensors)
-    if gated:
+    tags = [tracer.tags[item] for item in call.tensors]
+    parts = {part for tag in tags for part in tag.parts if target is part.input or target is part.output}
+    cuts: tuple[Cut, ...] = ()
+    if len(call.tensors) == 2:
+        cuts = compose(call.func, call.name, call.args, call.kwargs, lambda item: tracer.tags[item].cuts)
+    gated = call.name in PRODUCTS and any(tag.gate is not None for tag in tags)
+    before = target
+    if cuts or parts or gated:
         before = target.detach().clone()
-        tracer.tags.set(before, tag)
-    held = [item for item in tag.parts if item.output is target or item.input is target]
-    for part in held:
-        part.output = part.output.detach().clone() if part.output is target else part.output
-        part.input = part.input.detach().clone() if part.input is target else part.input
+        tracer.tags.set(before, tags[0])
+    for part in parts:
+        part.input = before if part.input is target else part.input
+        part.output = before if part.output is target else part.output
     result = call.run()
-    if gated:
-        _gate(tracer, before, call.args[1], result)
-    tracer.tags.set(
-        result, Tag(producer=tag.producer, normalised=tag.normalised, normalised_dim=tag.normalised_dim, visible=tag.visible)
+    cuts = tuple(
+        Cut(before if cut.root is target else cut.root, replace(cut.node, func=on_a_copy(call.func)))
+        for cut in cuts
+        if cut.node is not None
     )
+    _conclude(tracer, call, (before, *call.args[1:]), cuts, result)
     return result
 
 
@@ -327,8 +337,14 @@ def _dim_after(call: Call, source: Tensor, result: Tensor, dim: int) -> int | No
 
 def _linear(tracer: Tracer, call: Call) -> Any:
     result = call.run()
+    _count_linear(tracer)
     tracer.tags.set(result, Tag(producer=tracer.frames.path))
     return result
+
+
+def _count_linear(tracer: Tracer) -> None:
+    if tracer.frames.stack:
+        tracer.frames.stack[-1].linears += 1
 
 
 def _convolution(tracer: Tracer, call: Call) -> Any:
@@ -341,6 +357,8 @@ def _matmul(tracer: Tracer, call: Call) -> Any:
     result = call.run()
     if tracer.frames.stack:
         attention.product(tracer, call)
+        if any(isinstance(item, nn.Parameter) for item in call.tensors):
+            _count_linear(tracer)
     tracer.tags.set(result, Tag(producer=tracer.frames.path))
     return result
 

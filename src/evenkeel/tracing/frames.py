@@ -29,6 +29,9 @@ class Frame:
     pointwise: bool = False
     before: Tensor | None = None
     pending: list[Any] = field(default_factory=list)
+    linears: int = 0  # linear maps inside so far
+    hidden: int = 0  # how many of them came before a tensor of unseen origin
+    found: bool = False  # whether a nonlinear place was found inside
 
     def padding(self, batch: int, length: int) -> tuple[bool, Tensor | None]:
         """Whether this call was told about padding, and (batch, length) bool, True where a query is padding."""
@@ -121,6 +124,11 @@ class Frames:
     @property
     def in_pointwise(self) -> bool:
         return bool(self.stack) and self.stack[-1].pointwise
+
+    def mark_found(self) -> None:
+        """The running modules contain a nonlinear place."""
+        for frame in self.stack:
+            frame.found = True
 
     def install(self) -> None:
         for module in self.structure.modules.values():

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .expressions import Cut
@@ -61,8 +63,8 @@ class Provenance:
     """Tags of live tensors; a tag dies with its tensor."""
 
     def __init__(self) -> None:
-        self._tags = WeakTensorKeyDictionary()
         self._blank = Tag()
+        self.clear()
 
     def __getitem__(self, tensor: Tensor) -> Tag:
         return self._tags.get(tensor, self._blank)
@@ -72,8 +74,28 @@ class Provenance:
         for tensor in tensors_in(value):
             self._tags[tensor] = tag
 
+    def note(self, value: Any) -> None:
+        """Remember that a call's result was seen to be made."""
+        for tensor in tensors_in(value):
+            if tensor not in self._tags:
+                self._tags[tensor] = self._blank
+
+    def unseen(self, tensor: Tensor) -> bool:
+        """Whether a tensor came out of something that no function mode sees (a fused kernel's own autograd function)."""
+        if tensor in self._tags or not tensor.is_floating_point() or isinstance(tensor, nn.Parameter):
+            return False
+        return isinstance(tensor.grad_fn, BackwardCFunction) if torch.is_grad_enabled() else True
+
+    def first_sight(self, tensor: Tensor) -> bool:
+        """True the first time a module's output is shown; parents often return their last child's."""
+        if tensor in self._outputs:
+            return False
+        self._outputs[tensor] = True
+        return True
+
     def clear(self) -> None:
         self._tags = WeakTensorKeyDictionary()
+        self._outputs = WeakTensorKeyDictionary()
 
 
 def tensors_in(value: Any) -> Iterable[Tensor]:

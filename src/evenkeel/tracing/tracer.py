@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..schema import Site, SiteKind, SiteStatus
 from . import calls
+from .blocks import without_other_layers
 from .events import Event, GradientEvent, HeadEvent, OutputEvent, RouterEvent
 from .frames import Frame, Frames, Structure, bare_function, in_backward
 from .functions import FunctionNames
@@ -60,14 +61,14 @@ class Tracer(TorchFunctionMode):
         self._hooked: set[str] = set()
         self._head: tuple[str, Tensor] | None = None
         self._loss_seen = False
-        self._reported: set[int] = set()
         self.batch: int | None = None
         """The batch size of the running pass."""
 
     @property
     def sites(self) -> tuple[Site, ...]:
         """Every site seen so far, in execution order."""
-        return tuple(site for _, site in sorted(self._sites.values(), key=lambda item: item[0]))
+        ordered = sorted(self._sites.values(), key=lambda item: item[0])
+        return without_other_layers([site for _, site in ordered])
 
     # --- the context ---------------------------------------------------------------------------------------------
 
@@ -95,9 +96,20 @@ class Tracer(TorchFunctionMode):
             return func(*args, **kwargs)
         name, in_place = self._names(func)
         handler = self._handlers.get(name)
-        if handler is None:
-            return func(*args, **kwargs)
-        return handler(self, calls.Call(func, name, in_place, args, kwargs))
+        if self.frames.stack:
+            self._look_for_hidden(args)
+        result = handler(self, calls.Call(func, name, in_place, args, kwargs)) if handler else func(*args, **kwargs)
+        self.tags.note(result)
+        return result
+
+    def _look_for_hidden(self, args: tuple[Any, ...]) -> None:
+        """Note in the running frame that a tensor came from a kernel whose inside cannot be seen."""
+        for item in args:
+            if isinstance(item, Tensor) and self.tags.unseen(item):
+                self.tags.note(item)
+                frame = self.frames.stack[-1]
+                if not frame.hidden:
+                    frame.hidden = frame.linears
 
     # --- sites ---------------------------------------------------------------------------------------------------
 
@@ -125,6 +137,8 @@ class Tracer(TorchFunctionMode):
             call = min(self._calls[key], _MOST_CALLS - 1)
             self._calls[key] += 1
         site = Site(path=path, kind=kind, op=op, call=call, status=status, reason=reason)
+        if kind not in ("module", "residual"):
+            self.frames.mark_found()
         known = self._sites.get(site.id)
         if known is None or (known[1].status != "measured" and status == "measured"):
             self._sites[site.id] = (known[0] if known else order or self.next_order(), site)
@@ -146,11 +160,13 @@ class Tracer(TorchFunctionMode):
         for part in parts:
             part.taken = True
         if self.frames.stack:
+            self.frames.mark_found()
             self.frames.stack[-1].pending.append((self.next_order(), candidate))
 
     def add_normalised(self, normalised: Normalised) -> None:
         """Hold a softmax until its frame ends; by then it has met values or experts."""
         if self.frames.stack:
+            self.frames.mark_found()
             self.frames.stack[-1].pending.append((self.next_order(), normalised))
 
     # --- frames --------------------------------------------------------------------------------------------------
@@ -161,7 +177,7 @@ class Tracer(TorchFunctionMode):
             self._calls.clear()
             self._loss_seen = False
             self._hooked.clear()
-            self._reported.clear()
+            self.tags.note([frame.inputs, dict(frame.arguments)])
             first = next(iter(tensors_in([frame.inputs, dict(frame.arguments)])), None)
             self.batch = None if first is None or first.dim() == 0 else first.shape[0]
 
@@ -176,6 +192,7 @@ class Tracer(TorchFunctionMode):
             else:
                 self._settle_normalised(order, item)
         frame.pending.clear()
+        self._settle_hidden(frame)
         self._outputs(frame, output)
         if not self.frames.stack:
             self._model_output(output)
@@ -204,15 +221,25 @@ class Tracer(TorchFunctionMode):
                     "activation", "softmax", "a softmax that met neither values nor a top-k choice", normalised.path
                 )
 
+    def _settle_hidden(self, frame: Frame) -> None:
+        """A module between whose linear maps something ran unseen has a nonlinear place that cannot be measured."""
+        if self.frames.stack:
+            self.frames.stack[-1].linears += frame.linears
+        if frame.hidden and not frame.found:
+            kinds: dict[int, SiteKind] = {1: "activation", 2: "gate"}
+            kind = kinds.get(frame.hidden, "attention")
+            reason = f"a fused kernel hides its tensors; {frame.hidden} linear maps lead into it"
+            self.not_measured(kind, "fused", reason, frame.path)
+
     def _outputs(self, frame: Frame, output: Any) -> None:
         tensors = [item for item in tensors_in(output) if item.is_floating_point() and item.dim() > 0]
         if not tensors:
             return
         if id(frame.module) in self.structure.layers:
             self._hook(self.site("residual", "block", frame.path), tensors[0], forward=True)
-        fresh = [item for item in tensors if id(item) not in self._reported]
-        self._reported.update(id(item) for item in fresh)
-        for item in fresh:
+        for item in tensors:
+            if not self.tags.first_sight(item):
+                continue
             site = self.site("module", type(frame.module).__name__, frame.path, numbered=False)
             self._hook(site, item, forward=True)
 
