@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 
 import families
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from evenkeel.schema import Site
 from evenkeel.tracing.events import AttentionEvent, Event, GateEvent, GradientEvent, RouterEvent
@@ -154,6 +156,32 @@ def test_attention_by_einsum_with_its_mask() -> None:
         assert event.scores is not None and event.scores.shape == (2, 2, 5, 5)
         assert event.visible is not None
         assert torch.equal(event.visible.expand(2, 2, 5, 5), torch.ones(5, 5).tril().bool().expand(2, 2, 5, 5))
+
+
+def test_flex_attention_with_a_score_function_and_a_block_mask() -> None:
+    class Flexible(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.p = nn.Linear(16, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k = self.p(x).reshape(1, 128, 4, 16).transpose(1, 2), self.p(x)[..., :32].reshape(1, 128, 2, 16)
+            mask = create_block_mask(lambda b, h, i, j: i >= j, 1, 1, 128, 128, device="cpu")
+            k = k.transpose(1, 2)
+            return flex_attention(q, k, k, lambda s, b, h, i, j: s + h - 0.5 * (i - j), mask, enable_gqa=True)
+
+    model, x = Flexible().eval(), torch.randn(1, 128, 16)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that the eager form is slow
+        sites, events = trace(model, lambda: model(x))
+        q, k = model.p(x).reshape(1, 128, 4, 16).transpose(1, 2), model.p(x)[..., :32].reshape(1, 128, 2, 16)
+    assert places(sites) == [" attention softmax"]
+    event = next(event for _, event in events if isinstance(event, AttentionEvent))
+    place = torch.arange(128)
+    expected = q @ k.transpose(1, 2).repeat_interleave(2, 1).mT / 4 + torch.arange(4)[:, None, None]
+    assert event.scores is not None and event.visible is not None
+    torch.testing.assert_close(event.scores, expected - 0.5 * (place[:, None] - place))
+    assert torch.equal(event.visible[0, 3], place[:, None] >= place)
 
 
 def test_softmax_over_another_dimension_and_transposed_weights() -> None:

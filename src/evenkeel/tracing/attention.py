@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .tracer import Tracer
 
 _MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
+_MOST_FLEXIBLE = 2**24
 _FUSED = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 
 
@@ -103,11 +104,40 @@ def _multi_head_mask(mask: Tensor | None, padding: Tensor | None, batch: int, he
 
 
 def flexible(tracer: Tracer, call: Call) -> Any:
-    """FlexAttention: scores may be any function, so they are only listed."""
+    """FlexAttention's operator: (query, key, value, score function, block mask, scale, ...); scores are made in full."""
     result = call.run()
-    if tracer.frames.stack:
-        tracer.not_measured("attention", "softmax", "FlexAttention's score and mask functions are not evaluated yet")
+    if not tracer.frames.stack:
+        return result
+    query, key = (as_computed(item.detach()) for item in call.args[:2])
+    size = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
+    if size > _MOST_FLEXIBLE:
+        reason = f"FlexAttention over {size:,} scores; they are made in full only up to {_MOST_FLEXIBLE:,}: use fewer tokens"
+        tracer.not_measured("attention", "softmax", reason)
+        return result
+    with torch.no_grad(), torch._C.DisableTorchFunction():
+        scores, visible = _flexible_scores(query, key, call.args[3], call.args[4], call.args[5])
+    padded = tracer.frames.padding(query.shape[0], query.shape[2])
+    event = AttentionEvent(scores=scores, visible=visible, padded_queries=padded)
+    tracer.emit(tracer.site("attention", "softmax"), event)
     return result
+
+
+def _flexible_scores(
+    query: Tensor, key: Tensor, score_function: Any, block_mask: Any, scale: float
+) -> tuple[Tensor, Tensor]:
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    scores = query.float() @ key.float().mT * scale
+    places = [torch.arange(size, device=scores.device) for size in scores.shape]
+    batch, head, row, column = torch.meshgrid(*places, indexing="ij")
+    scores = _on_every_score(score_function)(scores, batch, head, row, column)
+    visible = _on_every_score(lambda _, *place: block_mask[-1](*place))(scores, batch, head, row, column)
+    return scores, visible
+
+
+def _on_every_score(function: Any) -> Any:
+    for _ in range(4):
+        function = torch.vmap(function)
+    return function
 
 
 def product(tracer: Tracer, call: Call) -> None:
