@@ -1,1 +1,56 @@
-"""evenkeel keeps transformers on an even keel: it sees, chooses and builds their nonlinear parts."""
+"""evenkeel keeps transformers on an even keel: it sees, chooses and builds their nonlinear parts.
+
+Names are imported when they are first used, so that rules, records and reports never load torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import functional, integrations, nn
+    from .diagnosis import Diagnosis
+    from .inspection import inspect
+    from .nn.transformer import Transformer, TransformerConfig
+    from .records import Record
+    from .schema import Change
+    from .watching import Watch, watch
+
+_HOMES = {
+    "Change": "schema",
+    "Diagnosis": "diagnosis",
+    "Record": "records",
+    "Transformer": "nn.transformer",
+    "TransformerConfig": "nn.transformer",
+    "Watch": "watching",
+    "inspect": "inspection",
+    "watch": "watching",
+}
+_PACKAGES = ("functional", "integrations", "nn")
+
+__all__ = [
+    "Change",
+    "Diagnosis",
+    "Record",
+    "Transformer",
+    "TransformerConfig",
+    "Watch",
+    "functional",
+    "inspect",
+    "integrations",
+    "nn",
+    "watch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
