@@ -61,6 +61,7 @@ class Call:
 
     @property
     def tensors(self) -> list[Tensor]:
+        """The tensors given by position."""
         return [item for item in self.args if isinstance(item, Tensor)]
 
 
@@ -148,7 +149,7 @@ def _conclude(tracer: Tracer, call: Call, args: tuple[Any, ...], cuts: tuple[Cut
     """What the result of a pointwise call is now known to be: an activation, a gated product, or something on the way."""
     if not isinstance(result, Tensor) or not result.is_floating_point():
         return
-    tensors = [item for item in args if isinstance(item, Tensor)]
+    tensors = [item for item in args if isinstance(item, Tensor) and item.dim() > 0] or [args[0]]
     tags = [tracer.tags[item] for item in tensors]
     tag = Tag(
         cuts=cuts,

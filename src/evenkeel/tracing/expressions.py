@@ -64,9 +64,11 @@ def compose(
     cuts_of: Callable[[Tensor], tuple[Cut, ...]],
 ) -> tuple[Cut, ...]:
     """The cuts of `func(*args, **kwargs)`: every ancestor of which *all* its tensor arguments are functions."""
-    if any(isinstance(value, Tensor) and value.dim() > 0 for value in kwargs.values()):
+    if any(isinstance(value, Tensor) for value in kwargs.values()):
         return ()
-    constant = [not isinstance(item, Tensor) or (item.dim() == 0 and not item.requires_grad) for item in args]
+    if any(isinstance(item, Tensor) and item.dim() == 0 for item in args):
+        return ()  # a scalar on the device: its value is not known without waiting for it
+    constant = [not isinstance(item, Tensor) for item in args]
     variable = [item for item, fixed in zip(args, constant, strict=True) if not fixed]
     if not variable:
         return ()
@@ -135,8 +137,9 @@ class Namer:
         """The same for any elementwise function that runs on the CPU in float64 or float32."""
         with _apart():
             values = self._evaluate(function)
-        if values is None:
-            return UNKNOWN
+            return UNKNOWN if values is None else self._of_values(values)
+
+    def _of_values(self, values: Tensor) -> str:
         for name, expected in self._expected.items():
             if bool(((values - expected).abs() <= _TOLERANCE * (1 + expected.abs())).all()):
                 return AFFINE if name == "identity" else name
@@ -156,14 +159,14 @@ class Namer:
     def is_elementwise(self, function: Callable[[Tensor], Tensor]) -> bool:
         """Whether each output value depends on the input value at its own place alone."""
         half = self.grid.numel() // 2
-        order = torch.arange(self.grid.numel()).mul(7).remainder(self.grid.numel())
         with _apart():
+            order = torch.arange(self.grid.numel()).mul(7).remainder(self.grid.numel())
             whole = self._evaluate(lambda x: function(x.reshape(1, 8, -1)).reshape(-1))
             mixed = self._evaluate(lambda x: function(x[order].reshape(1, 8, -1)).reshape(-1))
             part = self._evaluate(lambda x: function(x[:half].reshape(1, 2, -1)).reshape(-1))
-        if whole is None or mixed is None or part is None:
-            return False
-        return all(
-            values.shape == again.shape and torch.allclose(values, again, rtol=_TOLERANCE, atol=1e-9)
-            for values, again in ((whole[order], mixed), (whole[:half], part))  # vector and scalar code may differ
-        )
+            if whole is None or mixed is None or part is None:
+                return False
+            return all(
+                values.shape == again.shape and torch.allclose(values, again, rtol=_TOLERANCE, atol=1e-9)
+                for values, again in ((whole[order], mixed), (whole[:half], part))  # vector and scalar code may differ
+            )
