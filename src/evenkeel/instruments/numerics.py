@@ -1,0 +1,67 @@
+"""Numerics of every module's output: values that are no numbers, and the room left below the dtype's maximum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..functional import PIECE
+from ..schema import Phase, SiteKind
+from ..tracing.events import Event, GradientEvent, OutputEvent
+from ._protocol import Stat
+
+
+class NumericsInstrument:
+    """nonfinite: how many NaN and Inf the outputs (forward) and their gradients (backward) hold.
+
+    headroom_log2 = log2(largest number of the dtype / largest |output|): negative powers of two to overflow.
+    """
+
+    kind: ClassVar[SiteKind] = "module"
+    NONFINITE = Stat("nonfinite", "count")
+    NONFINITE_GRADIENT = Stat("nonfinite", "count", phase="backward")
+    HEADROOM = Stat("headroom_log2", "log2")
+    stats: ClassVar[tuple[Stat, ...]] = (NONFINITE, NONFINITE_GRADIENT, HEADROOM)
+
+    def __init__(self) -> None:
+        self._counts: dict[Phase, Tensor] = {}
+        self._headroom: Tensor | None = None
+
+    def observe(self, event: Event) -> None:
+        if isinstance(event, OutputEvent):
+            self._count("forward", _nonfinite(event.output))
+            low, high = torch.aminmax(event.output)
+            largest = torch.maximum(-low, high).double()
+            limit = torch.full_like(largest, torch.finfo(event.output.dtype).max)
+            self._narrow(limit.log2() - largest.log2())
+        elif isinstance(event, GradientEvent):
+            self._count("backward", _nonfinite(event.gradient))
+
+    def merge(self, other: NumericsInstrument) -> None:
+        for phase, count in other._counts.items():
+            self._count(phase, count)
+        if other._headroom is not None:
+            self._narrow(other._headroom)
+
+    def _count(self, phase: Phase, count: Tensor) -> None:
+        self._counts[phase] = self._counts[phase] + count if phase in self._counts else count
+
+    def _narrow(self, headroom: Tensor) -> None:
+        self._headroom = headroom if self._headroom is None else torch.minimum(self._headroom, headroom)
+
+    def read(self) -> Mapping[Stat, Tensor]:
+        found = {}
+        for stat in (self.NONFINITE, self.NONFINITE_GRADIENT):
+            if stat.phase in self._counts:
+                found[stat] = self._counts[stat.phase]
+        if self._headroom is not None:
+            found[self.HEADROOM] = self._headroom
+        return found
+
+
+def _nonfinite(values: Tensor) -> Tensor:
+    """0·x is 0 for every number and NaN for everything else; piece by piece it stays in cache."""
+    return torch.stack([torch.count_nonzero(piece * 0) for piece in values.reshape(-1).split(PIECE)]).sum()
