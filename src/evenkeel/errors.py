@@ -1,4 +1,4 @@
-"""Every exception that evenkeel raises on purpose; each carries the exit code of the command line."""
+"""Every exception that evenkeel raises on purpose, with the exit code of the command line; and its one warning."""
 
 from __future__ import annotations
 
@@ -39,3 +39,17 @@ class NothingMeasuredError(EvenkeelError):
     """A run in which no site could be measured."""
 
     exit_code = 5
+
+
+_LONGEST_CAUSE = 300
+
+
+def in_one_line(error: BaseException) -> str:
+    """An exception from outside as one printable line: its class and its message, cut where it is overlong."""
+    line = " ".join(f"{type(error).__name__}: {error}".split())
+    line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
+    return line if len(line) <= _LONGEST_CAUSE else f"{line[:_LONGEST_CAUSE]}\N{HORIZONTAL ELLIPSIS}"
+
+
+class RecordWarning(UserWarning):
+    """A record's file can no longer be written; the run goes on, its readings are kept in memory."""

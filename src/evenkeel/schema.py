@@ -41,9 +41,14 @@ SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 _LONGEST_NAME = 200
 
 
+def printable(text: str) -> str:
+    """Text from outside with every control character replaced, so that no terminal obeys it."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
 def clean_name(text: str) -> str:
     """A name from outside, made safe to print: control characters replaced, overlong middles cut out."""
-    safe = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    safe = printable(text)
     if len(safe) <= _LONGEST_NAME:
         return safe
     digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
