@@ -1,0 +1,64 @@
+"""Rules: from readings to findings. Works on a record from last week, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..catalogue import Catalogue
+from ..schema import DataInfo, Finding, ModelInfo, Reading, RuleStatus, Site, StepLog
+from . import activation, attention, gate, gradient, head, numerics, run
+from ._examples import Example, Place, at, example
+from ._judging import apply, judge_all
+from ._measurements import Measurements
+from ._rule import Case, Need, Rule
+
+__all__ = [
+    "RULES",
+    "Case",
+    "Example",
+    "Measurements",
+    "Need",
+    "Place",
+    "Rule",
+    "apply",
+    "at",
+    "example",
+    "judge",
+]
+
+RULES: Catalogue[Rule] = Catalogue("rule", entry_point_group="evenkeel.rules")
+
+for _rule in (
+    activation.ACT101,
+    activation.ACT102,
+    activation.ACT103,
+    gate.GLU201,
+    attention.ATT301,
+    attention.ATT302,
+    attention.ATT303,
+    attention.ATT304,
+    head.OUT401,
+    head.OUT402,
+    gradient.GRD501,
+    gradient.GRD502,
+    numerics.NUM601,
+    numerics.NUM602,
+    run.RUN801,
+):
+    RULES.add(_rule.code, _rule)
+
+
+def judge(
+    sites: Iterable[Site],
+    readings: Iterable[Reading],
+    log_entries: Iterable[StepLog],
+    model: ModelInfo,
+    data: DataInfo,
+) -> tuple[tuple[Finding, ...], tuple[RuleStatus, ...]]:
+    """Apply every rule to the readings of all steps.
+
+    sites: in execution order. readings: of all steps; a rule judges each site by its latest. log_entries: the cheap
+    log of a training run, empty for a single inspection. Findings come in the order of the catalogue, one per rule and
+    severity; every rule has a status.
+    """
+    return judge_all(RULES.values(), sites, readings, log_entries, model, data)

@@ -1,0 +1,101 @@
+"""Judging: every rule over one set of measurements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+from ..schema import (
+    SEVERITIES,
+    DataInfo,
+    Finding,
+    ModelInfo,
+    Reading,
+    RuleOutcome,
+    RuleStatus,
+    Site,
+    StepLog,
+)
+from ._measurements import Measurements
+from ._rule import Case, Rule
+
+
+def judge_all(
+    rules: Iterable[Rule],
+    sites: Iterable[Site],
+    readings: Iterable[Reading],
+    log_entries: Iterable[StepLog],
+    model: ModelInfo,
+    data: DataInfo,
+) -> tuple[tuple[Finding, ...], tuple[RuleStatus, ...]]:
+    """Apply rules to measurements; one status per rule, findings in the order of the rules."""
+    measurements = Measurements(tuple(sites), tuple(readings), tuple(log_entries), model, data)
+    findings: list[Finding] = []
+    statuses: list[RuleStatus] = []
+    for rule in rules:
+        found, outcome = apply(rule, measurements)
+        findings += found
+        statuses.append(RuleStatus(code=rule.code, status=outcome))
+    return tuple(findings), tuple(statuses)
+
+
+def apply(rule: Rule, measurements: Measurements) -> tuple[tuple[Finding, ...], RuleOutcome]:
+    """What one rule finds, and how far it could judge.
+
+    A rule passes only where it judged at least one site and no site's readings were NaN.
+    """
+    if not rule.needs:
+        if not measurements.log:
+            return (), "not_applicable"
+        found = _findings(rule, measurements, ())
+        return found, "fail" if found else "pass"
+    concerned = [site for kind in rule.kinds for site in measurements.of_kind(kind) if rule.applies(site)]
+    if not concerned:
+        return (), "not_applicable"
+    met = [site for site in concerned if _read(rule, measurements, site)]
+    sound = tuple(site for site in met if not _has_nan(rule, measurements, site))
+    found = _findings(rule, measurements, sound) if sound else ()
+    if found:
+        return found, "fail"
+    return (), "pass" if sound and len(sound) == len(met) else "not_measured"
+
+
+def _read(rule: Rule, measurements: Measurements, site: Site) -> bool:
+    """Whether every needed reading is there, with enough evidence behind it."""
+    for need in rule.needs:
+        values = measurements.values(site, need.stat, need.phase)
+        if not values or (need.at_least is not None and min(values) < need.at_least):
+            return False
+    return True
+
+
+def _has_nan(rule: Rule, measurements: Measurements, site: Site) -> bool:
+    return any(math.isnan(value) for need in rule.needs for value in measurements.values(site, need.stat, need.phase))
+
+
+def _findings(rule: Rule, measurements: Measurements, sites: tuple[Site, ...]) -> tuple[Finding, ...]:
+    cases = tuple(rule.judge(measurements, sites))
+    return tuple(_merged(rule, cases))
+
+
+def _merged(rule: Rule, cases: tuple[Case, ...]) -> Iterator[Finding]:
+    """One finding per severity: the worst case tells, all cases' sites are listed."""
+    for severity in SEVERITIES:
+        group = [case for case in cases if case.severity == severity]
+        if not group:
+            continue
+        worst = max(group, key=lambda case: case.excess)
+        yield Finding(
+            code=rule.code,
+            rule=rule.name,
+            severity=severity,
+            sites=tuple(dict.fromkeys(site.id for case in group for site in case.sites)),
+            evidence=worst.evidence,
+            message=worst.message,
+            why=rule.why,
+            advice=rule.advice,
+            change=rule.change,
+            claims=rule.claims,
+            try_command=rule.try_command,
+            source=rule.source,
+        )

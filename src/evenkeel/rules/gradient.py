@@ -1,0 +1,211 @@
+"""GRD5xx: gradients that vanish or explode on their way through the blocks."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+from ..schema import Change, Evidence, Site
+from ._examples import at, example
+from ._measurements import Measurements
+from ._rule import Case, Need, Rule
+
+_SLACK = 100.0
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block's output: place in its stack, the gradient there, and the same relative to the output's own size."""
+
+    site: Site
+    place: int
+    gradient: float
+    relative: float
+
+
+def _stacks(measurements: Measurements, sites: tuple[Site, ...]) -> list[list[_Block]]:
+    """Blocks of one list of layers, in execution order; encoder and decoder are two stacks."""
+    stacks: dict[str, list[_Block]] = defaultdict(list)
+    for site in sites:
+        stack = stacks[_stack(site.path)]
+        gradient = measurements.value(site, "gradient_rms", "backward")
+        stack.append(_Block(site, len(stack), gradient, gradient * measurements.value(site, "residual_rms")))
+    return list(stacks.values())
+
+
+def _stack(path: str) -> str:
+    """The path of the list that a block belongs to: `h.3` and `h.4` are of `h`."""
+    parts = path.split(".")
+    numbers = [place for place, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[-1]]) if numbers else path
+
+
+def _smallest_share(blocks: int) -> float:
+    """What may be left of a gradient after so many blocks: a hundredth of 2^(−blocks/2)."""
+    return 2 ** (-blocks / 2) / _SLACK
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator > 0 else math.nan
+
+
+def _judge_vanishing(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Case]:
+    yield from _stopped(measurements, sites)
+    for stack in _stacks(measurements, sites):
+        live = [block for block in stack if block.gradient > 0]
+        found = [case for pair in combinations(live, 2) if (case := _vanished(*pair)) is not None]
+        if found:  # the narrowest pair says most exactly where
+            yield min(found, key=lambda item: (item[0], -item[1].excess))[1]
+
+
+def _stopped(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Case]:
+    """A gradient that is exactly 0 although it was not behind a later block."""
+    gradients = [measurements.value(site, "gradient_rms", "backward") for site in sites]
+    last_live = max((place for place, gradient in enumerate(gradients) if gradient > 0), default=-1)
+    zero = [place for place in range(last_live) if gradients[place] == 0]
+    if zero:
+        behind = next(place for place in range(zero[-1], len(sites)) if gradients[place] > 0)
+        yield Case(
+            severity="error",
+            sites=(*(sites[place] for place in zero), sites[behind]),
+            evidence=(Evidence(stat="gradient_rms", value=0.0, bound=gradients[behind], unit="loss per unit"),),
+            message=f"the gradient stops in {sites[behind].path}: it is {gradients[behind]:.3g} behind that block and "
+            f"exactly 0 behind {sites[zero[-1]].path}; {len(zero)} of {len(sites)} blocks get none",
+            excess=math.inf,
+        )
+
+
+def _vanished(earlier: _Block, later: _Block) -> tuple[int, Case] | None:
+    blocks = later.place - earlier.place
+    share = max(_ratio(earlier.gradient, later.gradient), _ratio(earlier.relative, later.relative))
+    bound = _smallest_share(blocks)
+    if not share < bound:
+        return None
+    case = Case(
+        severity="warning",
+        sites=(earlier.site, later.site),
+        evidence=(Evidence(stat="gradient_rms", value=share, bound=bound, unit="ratio to the later block"),),
+        message=f"of the gradient behind {later.site.path} a share of {share:.2g} arrives behind {earlier.site.path}, "
+        f"{blocks} block{'s' * (blocks > 1)} earlier (bound {bound:.2g})",
+        excess=bound / share,
+    )
+    return blocks, case
+
+
+def _exploded(earlier: _Block, later: _Block) -> tuple[int, Case] | None:
+    blocks = later.place - earlier.place
+    growth = min(_ratio(earlier.gradient, later.gradient), _ratio(earlier.relative, later.relative))
+    bound = 1 / _smallest_share(blocks)
+    if not growth > bound:
+        return None
+    case = Case(
+        severity="warning",
+        sites=(earlier.site, later.site),
+        evidence=(Evidence(stat="gradient_rms", value=growth, bound=bound, unit="ratio to the later block"),),
+        message=f"the gradient grows {growth:.3g}-fold from behind {later.site.path} to behind {earlier.site.path}, "
+        f"{blocks} block{'s' * (blocks > 1)} earlier (bound {bound:.3g})",
+        excess=growth / bound,
+    )
+    return blocks, case
+
+
+def _judge_exploding(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Case]:
+    for stack in _stacks(measurements, sites):
+        live = [block for block in stack if block.gradient > 0]
+        found = [case for pair in combinations(live, 2) if (case := _exploded(*pair)) is not None]
+        if found:
+            yield min(found, key=lambda item: (item[0], -item[1].excess))[1]
+
+
+_NEEDS = (
+    Need(kind="residual", stat="gradient_rms", phase="backward"),
+    Need(kind="residual", stat="residual_rms"),
+)
+
+
+def _blocks(*gradients: float):
+    return [
+        at(f"layers.{place}:residual.block", residual_rms=1.0, backward={"gradient_rms": gradient})
+        for place, gradient in enumerate(gradients)
+    ]
+
+
+GRD501 = Rule(
+    code="GRD501",
+    name="gradient vanishing through depth",
+    needs=_NEEDS,
+    measures="the rms of the loss's gradient behind every block, earlier blocks against later ones of the same stack",
+    severities=(
+        "error",
+        "warning",
+    ),
+    severity="error where it is exactly 0, else warning",
+    bound="over k blocks, 0.01 * 2^(-k/2). A post-norm stack at initialisation halves the gradient's energy per block, "
+    "a factor of 2^(-1/2), and is known to train with warm-up; a hundredth of that is the bound. A pre-norm stack "
+    "keeps a ratio near or above 1. Both the plain ratio and the ratio of gradient times output size must pass the "
+    "bound, so that a stream which changes its scale is no finding. Blocks that need no gradient (frozen) have none "
+    "and are left out.",
+    why="Blocks in front of the place where the gradient vanishes do not learn: the model is only as deep as the part "
+    "behind it.",
+    advice=(
+        "Give every block a residual branch: x + f(norm(x)).",
+        "Put the norm in front of the branch (pre-norm).",
+        "Use an activation whose slope is not far below 1: silu, gelu or relu in place of sigmoid.",
+        "Check the block that is named: a norm weight or projection of 0, a detach, a saturated activation.",
+    ),
+    change=Change("norm.placement", "pre"),
+    claims=("C02", "C03", "C38"),
+    try_command="evenkeel demo",
+    source="Xiong et al. 2020, On Layer Normalization in the Transformer Architecture; Glorot and Bengio 2010; bound "
+    "derived here",
+    firing=(
+        example("sigmoid feed-forwards without residual branches", *_blocks(1e-7, 2e-6, 3e-5, 6e-4, 1e-2)),
+        example("a zeroed norm in block 2", *_blocks(0.0, 0.0, 0.9, 1.0)),
+    ),
+    silent=(
+        example("a pre-norm residual stack", *_blocks(1.3, 1.2, 1.1, 1.0)),
+        example("a post-norm stack", *_blocks(0.13, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)),
+        example(
+            "frozen lower blocks, which have no gradient",
+            at("layers.0:residual.block", residual_rms=1.0),
+            *_blocks(1.2, 1.1, 1.0)[1:],
+        ),
+    ),
+    judge=_judge_vanishing,
+)
+
+GRD502 = Rule(
+    code="GRD502",
+    name="gradient exploding through depth",
+    needs=_NEEDS,
+    measures="the rms of the loss's gradient behind every block, earlier blocks against later ones of the same stack",
+    severities=("warning",),
+    severity="warning",
+    bound="over k blocks, 100 * 2^(k/2), the mirror image of GRD501's bound. In a pre-norm stack the gradient grows "
+    "towards the input about as the stream shrinks, sqrt(k), and gradient times output size stays level; both ratios "
+    "must pass the bound.",
+    why="The first blocks then take steps far larger than the last ones, one learning rate cannot serve both, and "
+    "clipping scales everybody's step down to theirs.",
+    advice=(
+        "Put a norm in front of every branch (pre-norm).",
+        "Lower the init scale of the branches' output projections, by 1/sqrt(2 * blocks) as in GPT-2.",
+        "Clip gradients while the cause is sought.",
+    ),
+    change=Change("norm.placement", "pre"),
+    claims=("C02", "C36"),
+    try_command="evenkeel rules GRD502",
+    source="Pascanu, Mikolov and Bengio 2013; Xiong et al. 2020; bound derived here",
+    firing=(example("a plain stack with gain 20 per block", *_blocks(1.6e5, 8000.0, 400.0, 20.0, 1.0)),),
+    silent=(
+        example("a pre-norm residual stack", *_blocks(2.5, 1.8, 1.3, 1.0)),
+        example(
+            "a stream that starts small: a large gradient at a small value",
+            at("layers.0:residual.block", residual_rms=0.01, backward={"gradient_rms": 500.0}),
+            at("layers.1:residual.block", residual_rms=2.0, backward={"gradient_rms": 2.0}),
+        ),
+    ),
+    judge=_judge_exploding,
+)

@@ -1,0 +1,130 @@
+"""NUM6xx: values that are not finite, or will soon not be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from ..schema import Evidence, Phase, Site
+from ._examples import at, example
+from ._measurements import Measurements
+from ._rule import Case, Need, Rule
+
+_HEADROOM = 2.0  # a factor of 4: one doubling by the next sum of two streams, one by the next batch
+
+
+def _judge_nonfinite(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Case]:
+    forward = [site for site in sites if measurements.value(site, "nonfinite") > 0]
+    backward = [site for site in reversed(sites) if measurements.value(site, "nonfinite", "backward") > 0]
+    if forward:
+        yield _nonfinite(measurements, forward, "forward")
+    elif backward:
+        yield _nonfinite(measurements, backward, "backward")
+
+
+def _nonfinite(measurements: Measurements, places: list[Site], phase: Phase) -> Case:
+    first = places[0]
+    count = measurements.value(first, "nonfinite", phase)
+    what = "output" if phase == "forward" else "output's gradient"
+    broken = [
+        site.path
+        for site in measurements.of_kind("parameter")
+        if site.path.rpartition(".")[0] == first.path and not _finite(measurements, site, "weight_rms")
+    ]
+    return Case(
+        severity="error",
+        sites=(first,),
+        evidence=(Evidence(stat="nonfinite", value=count, bound=0.0, unit="values"),),
+        message=f"{first.path or 'the model'} ({first.op}) is the first of {len(places)} modules whose {what} is not "
+        f"finite: {count:,.0f} values" + (f"; so is its parameter {broken[0]}" if broken else ""),
+        excess=count,
+    )
+
+
+def _finite(measurements: Measurements, site: Site, stat: str) -> bool:
+    return all(math.isfinite(value) for value in measurements.values(site, stat))
+
+
+NUM601 = Rule(
+    code="NUM601",
+    name="non-finite values",
+    needs=(Need(kind="module", stat="nonfinite"),),
+    measures="how many values of every module's output, and of the gradient that comes back to it, are NaN or infinite",
+    severities=("error",),
+    severity="error",
+    bound="0. Named is the first module in execution order; where the forward pass is clean, the first in the backward "
+    "pass.",
+    why="One NaN or infinity reaches everything computed from it, and one optimizer step carries it into all weights.",
+    advice=(
+        "Look at the module that is named: its parameters first, then its inputs (NUM602 shows overflow coming).",
+        "Restore the last checkpoint whose weights are finite; a step with NaN gradients cannot be undone.",
+        "Compute the operation in float32 or bfloat16 instead of float16; with a gradient scaler, infinite gradients "
+        "in single steps are how it finds its scale.",
+    ),
+    claims=("C22",),
+    try_command="evenkeel rules NUM601",
+    source="IEEE 754-2019",
+    firing=(
+        example(
+            "a NaN in a projection's weight",
+            at("layers.0.mlp:module.MLP", nonfinite=0.0),
+            at("layers.1.mlp.up:module.Linear", nonfinite=64.0),
+            at("layers.1.mlp:module.MLP", nonfinite=2048.0),
+            at("layers.1.mlp.up.weight:parameter.parameter", weight_rms=math.nan),
+        ),
+        example(
+            "gradients that overflow on the way back",
+            at("layers.0:module.Block", nonfinite=0.0, backward={"nonfinite": 128.0}),
+            at("layers.1:module.Block", nonfinite=0.0, backward={"nonfinite": 4.0}),
+        ),
+    ),
+    silent=(
+        example(
+            "finite throughout",
+            at("layers.0:module.Block", nonfinite=0.0, backward={"nonfinite": 0.0}),
+            at("layers.1:module.Block", nonfinite=0.0, backward={"nonfinite": 0.0}),
+        ),
+    ),
+    judge=_judge_nonfinite,
+)
+
+
+def _judge_headroom(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Case]:
+    for site in sites:
+        headroom = measurements.value(site, "headroom_log2")
+        if 0 < headroom < _HEADROOM:  # exactly at the limit stands a mask, beyond it NUM601 speaks
+            yield Case(
+                severity="warning",
+                sites=(site,),
+                evidence=(Evidence(stat="headroom_log2", value=headroom, bound=_HEADROOM, unit="bits"),),
+                message=f"{site.path or 'the model'} ({site.op}) comes within a factor of {2**headroom:.2g} of the "
+                f"largest number its dtype can hold (bound: a factor of {2**_HEADROOM:.0f})",
+                excess=-headroom,
+            )
+
+
+NUM602 = Rule(
+    code="NUM602",
+    name="little headroom",
+    needs=(Need(kind="module", stat="headroom_log2"),),
+    measures="log2 of the dtype's largest number over the largest |value| of every module's output",
+    severities=("warning",),
+    severity="warning",
+    bound="2 bits, a factor of 4: adding two streams of this size takes one, a batch with outliers twice as large the "
+    "other. float16 ends at 65,504, bfloat16 and float32 at 3.4e38. A value exactly at the limit is a mask.",
+    why="The next larger value overflows to infinity, and the step after it is NaN.",
+    advice=(
+        "Use bfloat16 in place of float16: the same size, the range of float32.",
+        "Keep the residual stream and the norms in float32.",
+        "Look for massive activations behind the first blocks; they grow with training.",
+    ),
+    claims=("C22",),
+    try_command="evenkeel rules NUM602",
+    source="IEEE 754-2019; Sun et al. 2024, Massive Activations in Large Language Models",
+    firing=(example("a float16 stream at 40,000", at("layers.7:module.Block", headroom_log2=0.71), dtype="float16"),),
+    silent=(
+        example("a float16 stream at 90", at("layers.7:module.Block", headroom_log2=9.5), dtype="float16"),
+        example("a module that returns a mask", at("mask:module.Mask", headroom_log2=0.0), dtype="float16"),
+    ),
+    judge=_judge_headroom,
+)
