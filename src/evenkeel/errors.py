@@ -41,15 +41,5 @@ class NothingMeasuredError(EvenkeelError):
     exit_code = 5
 
 
-_LONGEST_CAUSE = 300
-
-
-def in_one_line(error: BaseException) -> str:
-    """An exception from outside as one printable line: its class and its message, cut where it is overlong."""
-    line = " ".join(f"{type(error).__name__}: {error}".split())
-    line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
-    return line if len(line) <= _LONGEST_CAUSE else f"{line[:_LONGEST_CAUSE]}\N{HORIZONTAL ELLIPSIS}"
-
-
 class RecordWarning(UserWarning):
     """A record's file can no longer be written; the run goes on, its readings are kept in memory."""

@@ -39,6 +39,7 @@ SITE_KINDS: tuple[SiteKind, ...] = get_args(SiteKind)
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
 _LONGEST_NAME = 200
+_LONGEST_CAUSE = 300
 
 
 def printable(text: str) -> str:
@@ -53,6 +54,12 @@ def clean_name(text: str) -> str:
         return safe
     digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
     return f"{safe[:120]}\N{HORIZONTAL ELLIPSIS}{digest}\N{HORIZONTAL ELLIPSIS}{safe[-60:]}"
+
+
+def in_one_line(error: BaseException) -> str:
+    """An exception from outside as one printable line: its class and its message, cut where it is overlong."""
+    line = printable(" ".join(f"{type(error).__name__}: {error}".split()))
+    return line if len(line) <= _LONGEST_CAUSE else f"{line[:_LONGEST_CAUSE]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def encode_number(value: float) -> float | str:

@@ -1,0 +1,142 @@
+"""How much memory measuring a model takes, estimated from the shapes of its weights, and how much there is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ModelError
+from ..precision import FORMATS
+from .directories import Directory, Weight
+
+_SAFETENSORS_FORMATS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_FLOAT32 = 4
+_LOGIT_COPIES = 4  # in float32: the loss's own copy, its log-softmax, its gradient, and what the readings hold
+_CONTROL_GROUPS = (  # version 2, then version 1: folder, limit, use, and in memory.stat the cached files
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+_GIBIBYTE = 2**30
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes: `fixed` for parameters and their gradients, `per_token` for each token of the largest batch."""
+
+    fixed: int
+    per_token: int
+
+    def total(self, tokens: int) -> int:
+        return self.fixed + tokens * self.per_token
+
+    def tokens_in(self, available: int) -> int:
+        """How many tokens of a batch fit into so many bytes."""
+        return max((available - self.fixed) // max(self.per_token, 1), 0)
+
+
+def estimate_memory(directory: Directory, *, dtype: str | None = None, backward: bool = True) -> MemoryNeed:
+    """What measuring takes, from the shapes in the checkpoint alone.
+
+    A weight of shape (out, in, ...) makes `out` values per token and keeps its `in` inputs for the backward pass; a
+    vector is a norm or a bias and makes one value per channel. Without a backward pass only the widest layer's values
+    are held. Weights with a row per token of the vocabulary are the embedding, a look-up, and the head, whose logits
+    are held in float32. Of stacked or numbered experts those count that one token goes through.
+    """
+    size = FORMATS[dtype or _dtype_of(directory)].bytes
+    vocabulary = directory.config.get("vocab_size") or directory.config.get("vocabulary")
+    parameters = sum(weight.elements for weight in directory.weights.values())
+    share = _active_share(directory)
+    per_layer = [
+        _values_per_token(weight) * (share if "experts" in name else 1.0)
+        for name, weight in directory.weights.items()
+        if weight.shape[:1] != (vocabulary,)
+    ]
+    kept = sum(per_layer) if backward else 0
+    widest = max(per_layer, default=0)
+    logits = vocabulary * (size + _LOGIT_COPIES * _FLOAT32) if isinstance(vocabulary, int) else 0
+    return MemoryNeed(
+        fixed=parameters * size * (2 if backward else 1),
+        per_token=int(kept * size + widest * _LOGIT_COPIES * _FLOAT32) + logits,
+    )
+
+
+def available_memory(device: str = "cpu") -> int | None:
+    """Bytes that can still be had on a device: of the machine's and the control group's limit the smaller; or None."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    if device != "cpu":
+        return None
+    found = [value for value in (_machine_available(), _group_available()) if value is not None]
+    return min(found, default=None)
+
+
+def check_memory(need: MemoryNeed, available: int | None, *, tokens: int, backward: bool) -> None:
+    """Raise ModelError, with what would fit, where `tokens` in a batch need more than there is."""
+    if available is None or need.total(tokens) <= available:
+        return
+    remedies = [f"--tokens {need.tokens_in(available)}"] if need.tokens_in(available) >= 16 else []
+    remedies += ["--no-backward"] if backward else []
+    remedies += ["--dtype bfloat16, or a machine with more memory"] if not remedies else []
+    raise ModelError(
+        f"measuring needs about {need.total(tokens) / _GIBIBYTE:.1f} GiB and {available / _GIBIBYTE:.1f} GiB are free; "
+        f"try {' or '.join(remedies)}"
+    )
+
+
+def _dtype_of(directory: Directory) -> str:
+    """The format that the model will be in: the config's, else that of most weights."""
+    named = directory.config.get("dtype") or directory.config.get("torch_dtype")
+    if named in FORMATS:
+        return named
+    elements: dict[str, int] = {}
+    for weight in directory.weights.values():
+        name = _SAFETENSORS_FORMATS.get(weight.dtype, "float32")
+        elements[name] = elements.get(name, 0) + weight.elements
+    return max(elements, key=lambda name: elements[name])
+
+
+def _values_per_token(weight: Weight) -> int:
+    """Inputs kept and outputs made by one weight for one token; three dimensions are a stack of matrices."""
+    if len(weight.shape) < 2:
+        return weight.elements
+    if len(weight.shape) == 3:
+        stacked, rows, columns = weight.shape
+        return stacked * (rows + columns)
+    return weight.shape[0] + weight.elements // max(weight.shape[0], 1)
+
+
+def _active_share(directory: Directory) -> float:
+    """The share of a layer's experts that one token goes through."""
+    used = directory.config.get("num_experts_per_tok")
+    counts = (directory.config.get(name) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
+    total = next((count for count in counts if isinstance(count, int) and count > 0), None)
+    return used / total if isinstance(used, int) and total is not None else 1.0
+
+
+def _machine_available() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _group_available() -> int | None:
+    """What the control group leaves: its limit less what is in use, cached files not counted as in use."""
+    for folder, limit_file, usage_file, cached in _CONTROL_GROUPS:
+        try:
+            limit = (folder / limit_file).read_text().strip()
+            used = int((folder / usage_file).read_text())
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        return None if limit == "max" else max(int(limit) - used + int(statistics.get(cached, 0)), 0)
+    return None
