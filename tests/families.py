@@ -134,9 +134,7 @@ def _layers(prefix: str, *places: str) -> list[str]:
 
 def _llama_like(op: str = "silu", gate: str = "swiglu", name: str = "act_fn") -> list[str]:
     return [
-        *_layers(
-            "model.layers", "self_attn attention softmax", f"mlp.{name} activation {op}", f"mlp gate {gate}"
-        ),
+        *_layers("model.layers", "self_attn attention softmax", f"mlp.{name} activation {op}", f"mlp gate {gate}"),
         "lm_head head softmax",
     ]
 

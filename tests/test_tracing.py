@@ -188,7 +188,7 @@ def test_softmax_over_another_dimension_and_transposed_weights() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.p = nn.Linear(8, 8)
+            self.p: nn.Module = nn.Linear(8, 8)
 
         def forward(self, x: Tensor) -> Tensor:
             y = self.p(x)
@@ -214,7 +214,9 @@ def test_stock_transformer_layers_and_padding() -> None:
         x = torch.randn(2, 5, 16)
         sites, events = trace(model, lambda x=x: model(x, src_key_padding_mask=padding))
         assert places(sites) == [
-            f"layers.{index}{place}" for index in (0, 1) for place in (".self_attn attention softmax", " activation relu")
+            f"layers.{index}{place}"
+            for index in (0, 1)
+            for place in (".self_attn attention softmax", " activation relu")
         ]
         event = next(event for _, event in events if isinstance(event, AttentionEvent))
         assert event.padded_queries is not None and torch.equal(event.padded_queries, padding)
@@ -294,5 +296,9 @@ def test_decoding_with_a_cache_sees_few_queries_and_many_keys() -> None:
     ids = batch["input_ids"][:, :4]
     sites, events = trace(model, lambda: model.generate(ids, max_new_tokens=3, do_sample=False, use_cache=True))
     assert places(sites) == families.PLACES["llama"]()
-    shapes = [(event.query.shape[2], event.key.shape[2]) for _, event in events if isinstance(event, AttentionEvent) and event.query is not None and event.key is not None]
+    shapes = [
+        (event.query.shape[2], event.key.shape[2])
+        for _, event in events
+        if isinstance(event, AttentionEvent) and event.query is not None and event.key is not None
+    ]
     assert sorted(set(shapes)) == [(1, 5), (1, 6), (4, 4)]

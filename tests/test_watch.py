@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import families
 import numpy as np
@@ -48,6 +48,9 @@ class Small(nn.Module):
         self.embed, self.head = nn.Embedding(50, 16), nn.Linear(16, 50)
         self.layers = nn.ModuleList(Block(reentrant=reentrant) for _ in range(2))
 
+    def block(self, index: int) -> Block:
+        return cast(Block, self.layers[index])
+
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embed(ids)
         for layer in self.layers:
@@ -64,7 +67,9 @@ def loss_of(model: nn.Module, ids: Tensor) -> Tensor:
     return F.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
-def values(readings: tuple[Reading, ...], stat: str, site: str = "", phase: str = "") -> dict[tuple[str, int], tuple[float, ...]]:
+def values(
+    readings: tuple[Reading, ...], stat: str, site: str = "", phase: str = ""
+) -> dict[tuple[str, int], tuple[float, ...]]:
     return {
         (item.site, item.step): item.values
         for item in readings
@@ -144,7 +149,12 @@ def test_checkpointing_is_measured_once_and_its_gradients_are_seen() -> None:
         watch = ek.watch(model, every=1)
         run_steps(model, ids, watch, steps=1)
         diagnoses.append(watch.diagnose())
-    for stat, phase in (("entropy", "forward"), ("residual_rms", "forward"), ("gradient_rms", "backward"), ("slope_rms", "forward")):
+    for stat, phase in (
+        ("entropy", "forward"),
+        ("residual_rms", "forward"),
+        ("gradient_rms", "backward"),
+        ("slope_rms", "forward"),
+    ):
         expected, *others = (values(item.readings, stat, phase=phase) for item in diagnoses)
         assert expected
         for found in others:
@@ -173,7 +183,7 @@ def test_an_exception_leaves_nothing_behind_and_the_next_step_works() -> None:
     def fail(*_: Any) -> None:
         raise KeyError("in the middle")
 
-    handle = model.layers[1].register_forward_pre_hook(fail)
+    handle = model.block(1).register_forward_pre_hook(fail)
     with pytest.raises(KeyError), watch.step():
         model(ids)
     handle.remove()
@@ -198,11 +208,7 @@ def test_gradient_accumulation_equals_one_batch() -> None:
     whole, pieces = ({(item.site, item.stat, item.phase): item for item in found} for found in readings)
     assert whole.keys() == pieces.keys()
     for key, expected in whole.items():
-        found = pieces[key].values
-        scale = 3 if key[1] == "gradient_rms" and "residual" in key[0] else 1  # a micro-batch's loss is a third
-        if key[1] == "headroom_log2" or (key[1] == "nonfinite"):
-            continue
-        np.testing.assert_allclose(np.multiply(found, scale), expected.values, rtol=2e-5, atol=1e-7, err_msg=str(key))
+        np.testing.assert_allclose(pieces[key].values, expected.values, rtol=2e-5, atol=1e-7, err_msg=str(key))
 
 
 def test_gradients_are_read_before_clipping() -> None:
@@ -211,7 +217,11 @@ def test_gradients_are_read_before_clipping() -> None:
     watch = ek.watch(model, optimizer=optimizer, every=1)
     with watch.step():
         loss_of(model, ids).backward()
-        expected = {name: item.grad.double().square().mean().sqrt().item() for name, item in model.named_parameters() if item.grad is not None}
+        expected = {
+            name: item.grad.double().square().mean().sqrt().item()
+            for name, item in model.named_parameters()
+            if item.grad is not None
+        }
         weights = {name: item.detach().clone() for name, item in model.named_parameters()}
         nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
         optimizer.step()
@@ -254,7 +264,10 @@ def test_nested_watches_and_two_models() -> None:
         assert {site.id for site in found.record.sites()} == {site.id for site in alone.record.sites()}
     expected, nested = (values(item.record.readings(), "entropy") for item in (alone, outer))
     assert expected == nested
-    assert values(inner.record.readings(), "entropy", ":attention")[(":attention.softmax", 0)] == expected[("layers.0:attention.softmax", 0)]
+    assert (
+        values(inner.record.readings(), "entropy", ":attention")[(":attention.softmax", 0)]
+        == expected[("layers.0:attention.softmax", 0)]
+    )
     assert values(other.record.readings(), "entropy") != expected
 
 
@@ -266,7 +279,7 @@ def test_autocast_measures_what_the_op_would_compute() -> None:
     def keep(_: nn.Module, __: Any, output: Tensor) -> None:
         seen.append(output)
 
-    handle = model.layers[0].qkv.register_forward_hook(keep)
+    handle = model.block(0).qkv.register_forward_hook(keep)
     watch = ek.watch(model, every=1)
     with watch.step(), torch.autocast("cpu", torch.bfloat16):
         loss_of(model, ids).backward()
@@ -283,7 +296,7 @@ def test_autocast_measures_what_the_op_would_compute() -> None:
 def test_a_compiled_model_is_measured_and_not_recompiled() -> None:
     model, ids = small()
     model.eval()
-    compiled = torch.compile(model, backend="eager")
+    compiled = cast(nn.Module, torch.compile(model, backend="eager"))
     watch = ek.watch(compiled, every=3)
     torch._dynamo.utils.counters.clear()
     losses = []
@@ -319,7 +332,9 @@ def test_a_jump_of_the_loss_is_kept_and_the_next_step_is_measured() -> None:
         with watch.step():
             model(ids)
             noise = 0.01 * torch.randn((), generator=generator)
-            watch.log(loss=(torch.tensor(9.0) if step == 30 else 3.0 + noise), gradient_norm=1.0, batch={"ids": ids + step})
+            watch.log(
+                loss=(torch.tensor(9.0) if step == 30 else 3.0 + noise), gradient_norm=1.0, batch={"ids": ids + step}
+            )
     assert [site.path for site in watch.record.sites() if site.kind == "run"] == [""]
     jumps = values(watch.record.readings(), "loss_jump")
     assert list(jumps) == [(":run.training", 30)]
@@ -354,7 +369,9 @@ def test_a_record_is_continued_for_the_same_model_only(tmp_path: Path) -> None:
         ek.watch(other, record=tmp_path / "run.sqlite")
 
 
-@pytest.mark.parametrize("wrong", [lambda watch: watch.end_step(), lambda watch: (watch.begin_step(), watch.begin_step())])
+@pytest.mark.parametrize(
+    "wrong", [lambda watch: watch.end_step(), lambda watch: (watch.begin_step(), watch.begin_step())]
+)
 def test_steps_in_the_wrong_order_are_refused(wrong: Callable[[ek.Watch], Any]) -> None:
     model, _ = small()
     with ek.watch(model) as watch, pytest.raises(UsageError):

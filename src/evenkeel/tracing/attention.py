@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .events import AttentionEvent
 
 if TYPE_CHECKING:
-    from .calls import Call
+    from .call import Call
     from .tracer import Tracer
 
 _MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
@@ -99,19 +99,24 @@ def _multi_head_mask(mask: Tensor | None, padding: Tensor | None, batch: int, he
     parts = [F.pad(part, (0, keys - part.shape[-1])) for part in parts]
     if all(part.dtype == torch.bool for part in parts):
         return ~parts[0] if len(parts) == 1 else ~(parts[0] | parts[1])
-    parts = [torch.zeros(part.shape).masked_fill(part.cpu(), -math.inf).to(part.device) if part.dtype == torch.bool else part for part in parts]
+    parts = [
+        torch.zeros(part.shape).masked_fill(part.cpu(), -math.inf).to(part.device) if part.dtype == torch.bool else part
+        for part in parts
+    ]
     return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
 def flexible(tracer: Tracer, call: Call) -> Any:
-    """FlexAttention's operator: (query, key, value, score function, block mask, scale, ...); scores are made in full."""
+    """FlexAttention's operator (query, key, value, score function, block mask, scale, ...): its scores in full."""
     result = call.run()
     if not tracer.frames.stack:
         return result
     query, key = (as_computed(item.detach()) for item in call.args[:2])
     size = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
     if size > _MOST_FLEXIBLE:
-        reason = f"FlexAttention over {size:,} scores; they are made in full only up to {_MOST_FLEXIBLE:,}: use fewer tokens"
+        reason = (
+            f"FlexAttention over {size:,} scores; they are made in full only up to {_MOST_FLEXIBLE:,}: use fewer tokens"
+        )
         tracer.not_measured("attention", "softmax", reason)
         return result
     with torch.no_grad(), torch._C.DisableTorchFunction():
@@ -174,7 +179,7 @@ def _visible(visible: Tensor | None, raw: Tensor, scores: Tensor) -> Tensor | No
 
 def _factors(call: Call) -> list[tuple[Tensor, Tensor, int]]:
     """(possible weights, the other factor, which dimension of the weights is summed over), from the end."""
-    tensors = [item for item in call.tensors]
+    tensors = call.tensors
     if call.name == "einsum":
         return _einsum_factors(call)
     if call.name in ("baddbmm", "addmm", "addbmm"):
@@ -187,7 +192,9 @@ def _factors(call: Call) -> list[tuple[Tensor, Tensor, int]]:
 
 def _einsum_factors(call: Call) -> list[tuple[Tensor, Tensor, int]]:
     equation = call.args[0]
-    operands = list(call.args[1]) if len(call.args) == 2 and isinstance(call.args[1], tuple | list) else list(call.args[1:])
+    operands = (
+        list(call.args[1]) if len(call.args) == 2 and isinstance(call.args[1], tuple | list) else list(call.args[1:])
+    )
     if not isinstance(equation, str) or len(operands) != 2 or "->" not in equation:
         return []
     inputs, output = equation.replace(" ", "").split("->")

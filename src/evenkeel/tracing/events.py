@@ -97,5 +97,12 @@ class ParameterEvent:
 
 
 Event = (
-    ActivationEvent | GateEvent | AttentionEvent | RouterEvent | HeadEvent | OutputEvent | GradientEvent | ParameterEvent
+    ActivationEvent
+    | GateEvent
+    | AttentionEvent
+    | RouterEvent
+    | HeadEvent
+    | OutputEvent
+    | GradientEvent
+    | ParameterEvent
 )

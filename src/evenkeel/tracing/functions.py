@@ -8,20 +8,22 @@ from typing import Any
 import torch
 
 ANCHORS = frozenset(
-    "relu relu6 leaky_relu elu selu celu gelu silu mish softplus sigmoid tanh hardtanh hardsigmoid hardswish logsigmoid "
-    "log_sigmoid softsign tanhshrink hardshrink softshrink threshold expit special_expit prelu".split()
+    "relu relu6 leaky_relu elu selu celu gelu silu mish softplus sigmoid tanh hardtanh hardsigmoid hardswish "
+    "logsigmoid log_sigmoid softsign tanhshrink hardshrink softshrink threshold expit special_expit prelu".split()
 )
 """Functions that are activations by themselves."""
 
 SMOOTH = frozenset(
-    "exp expm1 exp2 erf erfc special_erf special_erfc pow square sqrt rsqrt log log1p abs neg negative reciprocal clamp "
-    "clamp_min clamp_max clip add sub subtract rsub mul multiply div divide true_divide rdiv rpow".split()
+    "exp expm1 exp2 erf erfc special_erf special_erfc pow square sqrt rsqrt log log1p abs neg negative reciprocal "
+    "clamp clamp_min clamp_max clip add sub subtract rsub mul multiply div divide true_divide rdiv rpow".split()
 )
 """Functions that build an activation only together (x·0.5·(1 + erf(x/√2)))."""
 
 POINTWISE = ANCHORS | SMOOTH
 
-AFFINE = frozenset("add sub subtract rsub mul multiply div divide true_divide neg negative clamp clamp_min clamp_max clip".split())
+AFFINE = frozenset(
+    "add sub subtract rsub mul multiply div divide true_divide neg negative clamp clamp_min clamp_max clip".split()
+)
 """With scalars, these leave a gate a gate."""
 
 PRODUCTS = frozenset(("mul", "multiply"))
@@ -32,9 +34,9 @@ CASTS = frozenset(
 """Same values, perhaps rounded, dropped or copied."""
 
 VIEWS = frozenset(
-    "view reshape view_as reshape_as transpose swapaxes swapdims permute movedim unsqueeze squeeze expand expand_as flatten "
-    "unflatten getitem narrow select chunk split split_with_sizes tensor_split unbind t T mT repeat repeat_interleave "
-    "broadcast_to index_select".split()
+    "view reshape view_as reshape_as transpose swapaxes swapdims permute movedim unsqueeze squeeze expand expand_as "
+    "flatten unflatten getitem narrow select chunk split split_with_sizes tensor_split unbind t T mT repeat "
+    "repeat_interleave broadcast_to index_select".split()
 )
 """Same values in another shape, or some of them."""
 

@@ -67,7 +67,7 @@ class Provenance:
         self.clear()
 
     def __getitem__(self, tensor: Tensor) -> Tag:
-        return self._tags.get(tensor, self._blank)
+        return self._tags.get(tensor) or self._blank
 
     def set(self, value: Any, tag: Tag) -> None:
         """Give every tensor in a call's result this tag."""
@@ -81,7 +81,7 @@ class Provenance:
                 self._tags[tensor] = self._blank
 
     def unseen(self, tensor: Tensor) -> bool:
-        """Whether a tensor came out of something that no function mode sees (a fused kernel's own autograd function)."""
+        """Whether a tensor came out of something that no function mode sees, as a fused kernel does."""
         if tensor in self._tags or not tensor.is_floating_point() or isinstance(tensor, nn.Parameter):
             return False
         return isinstance(tensor.grad_fn, BackwardCFunction) if torch.is_grad_enabled() else True
@@ -117,5 +117,3 @@ def same_values(first: Tensor, second: Tensor) -> bool:
         and first.storage_offset() == second.storage_offset()
         and first.untyped_storage()._cdata == second.untyped_storage()._cdata
     )
-
-

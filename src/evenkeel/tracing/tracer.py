@@ -16,8 +16,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from ..schema import Site, SiteKind, SiteStatus
-from . import calls
+from . import calls, pointwise
 from .blocks import without_other_layers
+from .call import Call
 from .events import Event, GradientEvent, HeadEvent, OutputEvent, RouterEvent
 from .frames import Frame, Frames, Structure, bare_function, in_backward
 from .functions import FunctionNames
@@ -98,7 +99,7 @@ class Tracer(TorchFunctionMode):
         handler = self._handlers.get(name)
         if self.frames.stack:
             self._look_for_hidden(args)
-        result = handler(self, calls.Call(func, name, in_place, args, kwargs)) if handler else func(*args, **kwargs)
+        result = handler(self, Call(func, name, in_place, args, kwargs)) if handler else func(*args, **kwargs)
         self.tags.note(result)
         return result
 
@@ -201,12 +202,12 @@ class Tracer(TorchFunctionMode):
         op = self.structure.pointwise_op(frame.module)
         if not isinstance(output, Tensor) or frame.before is None or op is None:
             return
-        calls.pointwise_module(self, frame, op, bare_function(frame.module), output)
+        pointwise.module_call(self, frame, op, bare_function(frame.module), output)
 
     def _settle_activation(self, order: int, candidate: Candidate) -> None:
         if not candidate.taken:
             site = self.site("activation", candidate.op, candidate.path, order=order)
-            self.emit(site, calls.activation_event(candidate))
+            self.emit(site, pointwise.activation_event(candidate))
 
     def _settle_normalised(self, order: int, normalised: Normalised) -> None:
         if normalised.router is not None:
@@ -258,12 +259,11 @@ class Tracer(TorchFunctionMode):
         """A checkpointed call runs again inside the backward pass: only now do its tensors have gradients."""
         path = self.structure.paths[id(module)][0]
         tensors = [item for item in tensors_in(output) if item.is_floating_point() and item.requires_grad]
-        for kind, op, wanted in (
-            ("residual", "block", id(module) in self.structure.layers),
-            ("module", type(module).__name__, True),
-        ):
-            site = Site(path=path, kind=kind, op=op)
-            if wanted and tensors and site.id in self._sites and site.id not in self._hooked:
+        sites = [Site(path=path, kind="module", op=type(module).__name__)]
+        if id(module) in self.structure.layers:
+            sites.append(Site(path=path, kind="residual", op="block"))
+        for site in sites:
+            if tensors and site.id in self._sites and site.id not in self._hooked:
                 self._hook(site, tensors[0], forward=False)
 
     # --- the head ------------------------------------------------------------------------------------------------
@@ -285,4 +285,3 @@ class Tracer(TorchFunctionMode):
         """The logits of a loss; they replace the model's output as the head of this pass."""
         self._head, self._loss_seen = None, True
         self.emit(self.site("head", "softmax", path), event)
-
