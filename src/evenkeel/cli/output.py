@@ -1,0 +1,156 @@
+"""What every command that ends in a document has in common: how it is drawn, where it goes, which exit code follows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from ..errors import RecordError, UsageError
+from ..schema import SEVERITIES, Document, Finding, clean_name
+
+if TYPE_CHECKING:
+    from ..report import Format
+
+T = TypeVar("T")
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `finish` reads; their values are checked while they are parsed, before any work."""
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--format", metavar="FORMAT", type=_argument(_format), default="text", help="text (default), json, ..."
+    )
+    group.add_argument("--out", metavar="FILE", type=_argument(_file), help="write there, not to standard output")
+    group.add_argument(
+        "--fail-on",
+        choices=("error", "warning", "never"),
+        default="error",
+        help="exit with 1 if there is a finding of this severity or above (default: error)",
+    )
+    group.add_argument(
+        "--ignore", metavar="CODE,...", type=_argument(_codes), default=(), help="leave out the findings of these rules"
+    )
+    group.add_argument(
+        "--baseline",
+        metavar="FILE",
+        type=_argument(read_document),
+        help="an earlier JSON document: only findings that it lacks count, and they are marked as new",
+    )
+
+
+def finish(document: Document, arguments: argparse.Namespace) -> int:
+    """Draw the document, write it, and say by the exit code whether a finding counts: 1 if so, else 0."""
+    document = _without(document, arguments.ignore)
+    new = None if arguments.baseline is None else _not_in(arguments.baseline, document.findings)
+    if arguments.out is not None:
+        _write(arguments.out, arguments.format(document, new=new))
+    else:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        _print(arguments.format(document, width=width, color=_color(), new=new))
+    counting = document.findings if new is None else new
+    return int(any(_counts(finding, arguments.fail_on) for finding in counting))
+
+
+def read_document(path: str) -> Document:
+    """A JSON document that evenkeel wrote; raises RecordError if it is none."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecordError(f"{clean_name(path)} cannot be read ({error.strerror}); give a JSON document") from error
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{clean_name(path)} is no JSON document; write one with --format json --out FILE") from error
+    try:
+        return Document.from_dict(data)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RecordError(
+            f"{clean_name(path)} is JSON but no document of evenkeel; write one with --format json --out FILE"
+        ) from error
+
+
+def _argument(read: Callable[[str], T]) -> Callable[[str], T]:
+    """The same reader, with its refusal told in argparse's own way."""
+
+    def checked(text: str) -> T:
+        try:
+            return read(text)
+        except UsageError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return checked
+
+
+def _format(name: str) -> Format:
+    from ..report import FORMATS  # here, because `--help` has no use for the drawing libraries
+
+    return FORMATS[name]
+
+
+def _codes(text: str) -> tuple[str, ...]:
+    from ..rules import RULES
+
+    codes = tuple(code.strip() for code in text.split(",") if code.strip())
+    for code in codes:
+        RULES[code]
+    return codes
+
+
+def _file(text: str) -> Path:
+    path = Path(os.path.realpath(text))
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"{clean_name(text)} is no file in an existing folder; give one")
+    return path
+
+
+def _without(document: Document, codes: Collection[str]) -> Document:
+    """The document as if some rules had not been applied, with a note that says so."""
+    if not codes:
+        return document
+    return replace(
+        document,
+        findings=tuple(finding for finding in document.findings if finding.code not in codes),
+        rules=tuple(status for status in document.rules if status.code not in codes),
+        notes=(*document.notes, f"ignored on request: {', '.join(codes)}"),
+    )
+
+
+def _not_in(baseline: Document, findings: Collection[Finding]) -> tuple[Finding, ...]:
+    known = {(finding.code, frozenset(finding.sites)) for finding in baseline.findings}
+    return tuple(finding for finding in findings if (finding.code, frozenset(finding.sites)) not in known)
+
+
+def _counts(finding: Finding, fail_on: str) -> bool:
+    return fail_on != "never" and SEVERITIES.index(finding.severity) <= SEVERITIES.index(fail_on)
+
+
+def _color() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _print(text: str) -> None:
+    """Print, with escapes for what the terminal's encoding lacks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.rstrip("\n").encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all; a pipe or a device is written to as it is."""
+    data = (text.rstrip("\n") + "\n").encode("utf-8", "backslashreplace")
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+            return
+        partial = path.with_name(f".evenkeel-{os.getpid()}")
+        try:
+            partial.write_bytes(data)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"{clean_name(str(path))} cannot be written ({error.strerror}); give another --out") from error
