@@ -118,7 +118,7 @@ def under_eager_hooks(training: Training) -> Iterator[Step]:
         torch.cat(seen).tolist()
         seen.clear()
 
-    with ExitStack() as stack:
+    with ExitStack() as stack:  # transformers' own hooks for output_attentions stay behind, idle until it is asked for
         stack.callback(model.set_attn_implementation, "sdpa")
         model.set_attn_implementation("eager")
         for name, module in model.named_modules():
