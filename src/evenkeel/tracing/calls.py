@@ -112,7 +112,7 @@ def _dim_after(call: Call, source: Tensor, result: Tensor, dim: int) -> int | No
 def _linear(tracer: Tracer, call: Call) -> Any:
     result = call.run()
     _count_linear(tracer)
-    tracer.tags.set(result, Tag(producer=tracer.frames.path))
+    tracer.tags.set(result, Tag(producer=tracer.frames.running))
     return result
 
 
@@ -123,7 +123,7 @@ def _count_linear(tracer: Tracer) -> None:
 
 def _convolution(tracer: Tracer, call: Call) -> Any:
     result = call.run()
-    tracer.tags.set(result, Tag(producer=tracer.frames.path, channel_dim=1))
+    tracer.tags.set(result, Tag(producer=tracer.frames.running, channel_dim=1))
     return result
 
 
@@ -133,7 +133,7 @@ def _matmul(tracer: Tracer, call: Call) -> Any:
         attention.product(tracer, call)
         if any(isinstance(item, nn.Parameter) for item in call.tensors):
             _count_linear(tracer)
-    tracer.tags.set(result, Tag(producer=tracer.frames.path))
+    tracer.tags.set(result, Tag(producer=tracer.frames.running))
     return result
 
 

@@ -119,7 +119,13 @@ class Frames:
 
     @property
     def path(self) -> str:
-        return self.stack[-1].path if self.stack else ""
+        """The path of the running module; empty outside the model and in the model itself."""
+        return self.running or ""
+
+    @property
+    def running(self) -> str | None:
+        """The path of the running module; None outside the model."""
+        return self.stack[-1].path if self.stack else None
 
     @property
     def in_pointwise(self) -> bool:
