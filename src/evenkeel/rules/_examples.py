@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import cast
 
 from ..errors import UsageError
-from ..schema import DataInfo, ModelInfo, Phase, Reading, Site, SiteKind, StepLog
+from ..schema import SITE_KINDS, DataInfo, ModelInfo, Phase, Reading, Site, SiteKind, StepLog
 from ._measurements import Measurements
 
 Values = float | tuple[float, ...]
@@ -39,10 +39,9 @@ def at(address: str, *, step: int = 0, backward: Mapping[str, Values] | None = N
     """
     path, _, name = address.rpartition(":")
     kind, _, op = name.partition(".")
-    if kind not in get_args(SiteKind) or not op:
+    if kind not in SITE_KINDS or not op:
         raise UsageError(f"{address!r} is no address of a site; write path:kind.op")
-    op, _, call = op.partition("@")
-    site = Site(path=path, kind=kind, op=op, call=int(call or 0))
+    site = Site(path=path, kind=cast(SiteKind, kind), op=op)
     given: tuple[tuple[Phase, Mapping[str, Values]], ...] = (("forward", forward), ("backward", backward or {}))
     readings = tuple(
         Reading(

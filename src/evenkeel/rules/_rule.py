@@ -44,9 +44,10 @@ class Rule:
     """One fault: how it shows, from which bound on, why it matters and what to do about it.
 
     needs: the readings it judges by, all of one kind of site; a rule without needs judges the log of the run.
-    applies: which sites of that kind it is about. severities: those it can give, worst first. measures, severity, bound:
-    text for the rule's page, severity being how it is decided and the bound with its derivation. advice: ordered by evidence. claims: ids of the claims behind it. firing, silent: measurements on
-    which it must fire and must stay silent; its tests are made from them. judge: gets all measurements and the sites
+    applies: which sites of that kind it is about. severities: those it can give, worst first. measures, severity,
+    bound: text for the rule's page; severity is how it is decided, bound comes with its derivation. advice: ordered by
+    evidence. claims: ids of the claims behind it. firing, silent: measurements on which it must fire and must stay
+    silent; its tests are made from them. judge: gets all measurements and the sites
     whose needs are met by numbers other than NaN, in execution order, and gives the cases it finds.
     """
 

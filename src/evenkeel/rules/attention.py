@@ -297,9 +297,9 @@ ATT304 = Rule(
     severity="warning",
     bound="sqrt(2 ln n) for n visible keys, together with a relative entropy below 0.35, in three quarters of the "
     "heads of a layer. Independent Gaussian scores wider than sqrt(2 ln n) condense: the softmax falls onto a handful "
-    "of keys however many there are (the freezing transition of Derrida's random energy model). n = 128: 3.1; n = 1024: 3.7. "
-    "Without scaling, unit-variance queries and keys give sqrt(d_k): 5.7 at d_k = 32, 8 at 64. Learning sharpens some "
-    "heads, a wrong scale all of them.",
+    "of keys however many there are (the freezing transition of Derrida's random energy model). n = 128: 3.1; n = "
+    "1024: 3.7. Without scaling, unit-variance queries and keys give sqrt(d_k): 5.7 at d_k = 32, 8 at 64. Learning "
+    "sharpens some heads, a wrong scale all of them.",
     why="Scores this wide make the weights nearly one-hot before anything is learned, and the gradient to queries and "
     "keys vanishes with 1 - sum p^2.",
     advice=(

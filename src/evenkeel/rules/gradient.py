@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from ..schema import Change, Evidence, Site
-from ._examples import at, example
+from ._examples import Place, at, example
 from ._measurements import Measurements
 from ._rule import Case, Need, Rule
 
@@ -27,7 +27,13 @@ class _Block:
 
 
 def _stacks(measurements: Measurements, sites: tuple[Site, ...]) -> list[list[_Block]]:
-    """Blocks of one list of layers, in execution order; encoder and decoder are two stacks."""
+    """Blocks of one list of layers, in execution order; encoder and decoder are two stacks.
+
+    Without a head the loss is the output's sum of squares. A norm holds that sum nearly constant, so behind the last
+    block the gradient is large and points where nothing can change: that block is left out.
+    """
+    if not measurements.of_kind("head"):
+        sites = sites[:-1]
     stacks: dict[str, list[_Block]] = defaultdict(list)
     for site in sites:
         stack = stacks[_stack(site.path)]
@@ -126,11 +132,13 @@ _NEEDS = (
 )
 
 
-def _blocks(*gradients: float):
-    return [
+def _blocks(*gradients: float) -> list[Place]:
+    """Blocks with these gradients behind them, and a head."""
+    blocks = [
         at(f"layers.{place}:residual.block", residual_rms=1.0, backward={"gradient_rms": gradient})
         for place, gradient in enumerate(gradients)
     ]
+    return [*blocks, at("lm_head:head.softmax", loss=2.0)]
 
 
 GRD501 = Rule(
@@ -147,7 +155,8 @@ GRD501 = Rule(
     "a factor of 2^(-1/2), and is known to train with warm-up; a hundredth of that is the bound. A pre-norm stack "
     "keeps a ratio near or above 1. Both the plain ratio and the ratio of gradient times output size must pass the "
     "bound, so that a stream which changes its scale is no finding. Blocks that need no gradient (frozen) have none "
-    "and are left out.",
+    "and are left out; so is the last block of a model without a head, whose loss, the sum of squares of the output, "
+    "a norm holds constant.",
     why="Blocks in front of the place where the gradient vanishes do not learn: the model is only as deep as the part "
     "behind it.",
     advice=(
@@ -172,6 +181,10 @@ GRD501 = Rule(
             "frozen lower blocks, which have no gradient",
             at("layers.0:residual.block", residual_rms=1.0),
             *_blocks(1.2, 1.1, 1.0)[1:],
+        ),
+        example(
+            "an encoder without a head: behind its last norm the loss is constant",
+            *_blocks(0.005, 0.005, 0.006, 1.0)[:-1],
         ),
     ),
     judge=_judge_vanishing,
@@ -205,6 +218,7 @@ GRD502 = Rule(
             "a stream that starts small: a large gradient at a small value",
             at("layers.0:residual.block", residual_rms=0.01, backward={"gradient_rms": 500.0}),
             at("layers.1:residual.block", residual_rms=2.0, backward={"gradient_rms": 2.0}),
+            at("lm_head:head.softmax", loss=2.0),
         ),
     ),
     judge=_judge_exploding,

@@ -108,7 +108,8 @@ def _judge_confidence(measurements: Measurements, sites: tuple[Site, ...]) -> It
                 Evidence(stat="optimal_temperature", value=temperature, bound=_TEMPERATURE, unit="1"),
             ),
             message=f"the output of {site.path or 'the model'} is {confidence:.1%} sure and {accuracy:.1%} right: a "
-            f"gap of {gap:.3f} (bound {_GAP}); its loss is lowest at temperature {temperature:.3g} (bound {_TEMPERATURE})",
+            f"gap of {gap:.3f} (bound {_GAP}); its loss is lowest at temperature {temperature:.3g} "
+            f"(bound {_TEMPERATURE})",
             excess=gap,
         )
 
@@ -128,8 +129,8 @@ OUT402 = Rule(
     severities=("warning",),
     severity="warning",
     bound="a gap of 0.1 together with an optimal temperature above 1.25. With 512 rows or more the gap's standard "
-    "error is at most 0.022, so 0.1 is more than four of them; pretrained language models lie below 0.03. Random weights "
-    "give low probabilities and are not overconfident, whatever their temperature.",
+    "error is at most 0.022, so 0.1 is more than four of them; pretrained language models lie below 0.03. Random "
+    "weights give low probabilities and are not overconfident, whatever their temperature.",
     why="Probabilities that promise more than they keep mislead everything that acts on them: sampling, thresholds, "
     "speculative decoding.",
     advice=(
