@@ -112,7 +112,8 @@ def _dim_after(call: Call, source: Tensor, result: Tensor, dim: int) -> int | No
 def _linear(tracer: Tracer, call: Call) -> Any:
     result = call.run()
     _count_linear(tracer)
-    tracer.tags.set(result, Tag(producer=tracer.frames.running))
+    running = tracer.frames.running  # outside the model, a map of its output may still be its head
+    tracer.tags.set(result, Tag(producer=tracer.tags[call.args[0]].producer if running is None else running))
     return result
 
 
@@ -133,7 +134,8 @@ def _matmul(tracer: Tracer, call: Call) -> Any:
         attention.product(tracer, call)
         if any(isinstance(item, nn.Parameter) for item in call.tensors):
             _count_linear(tracer)
-    tracer.tags.set(result, Tag(producer=tracer.frames.running))
+    running = tracer.frames.running  # outside the model, a map of its output may still be its head
+    tracer.tags.set(result, Tag(producer=tracer.tags[call.args[0]].producer if running is None else running))
     return result
 
 
