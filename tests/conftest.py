@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 
-# Test processes that run side by side share the cores; these are read when torch and numba are first imported.
-_processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-_threads = str(max(1, (os.cpu_count() or 1) // _processes))
-for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-    os.environ.setdefault(_name, _threads)
+if processes := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # Test processes that run side by side share the cores; torch and numba read these when they are first imported.
+    threads = str(max(1, (os.cpu_count() or 1) // int(processes)))
+    os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, NUMBA_NUM_THREADS=threads)
