@@ -41,14 +41,14 @@ def _listed(rules: list[Rule]) -> Iterator[str]:
     for rule in rules:
         yield f"{rule.code:{code}}  {rule.name:{name}}  {', '.join(rule.severities)}"
     yield ""
-    yield "evenkeel rules CODE shows what a rule measures, its bound and why, and what to do."
+    yield "evenkeel rules CODE shows what a rule measures, its bound, and what to do."
 
 
 def _page(rule: Rule, width: int) -> Iterator[str]:
     def paragraph(title: str, text: str) -> Iterator[str]:
         yield ""
         yield title
-        yield textwrap.fill(text, width, initial_indent=_INDENT, subsequent_indent=_INDENT)
+        yield _wrapped(text, width, _INDENT, _INDENT)
 
     yield f"{rule.code} {rule.name}"
     yield from paragraph("Measures", rule.measures)
@@ -59,7 +59,7 @@ def _page(rule: Rule, width: int) -> Iterator[str]:
     yield ""
     yield "What to do"
     for number, advice in enumerate(rule.advice, 1):
-        yield textwrap.fill(advice, width, initial_indent=f"  {number}. ", subsequent_indent="     ")
+        yield _wrapped(advice, width, f"{_INDENT}{number}. ", " " * 5)
     if rule.change is not None:
         yield from paragraph("Change", f"{rule.change.axis} = {rule.change.value}")
     yield from paragraph("Try", rule.try_command)
@@ -69,6 +69,10 @@ def _page(rule: Rule, width: int) -> Iterator[str]:
     yield ""
     yield f"Example that fires: {rule.firing[0].about}"
     yield from _drawn(rule, rule.firing[0], width)
+
+
+def _wrapped(text: str, width: int, first: str, others: str) -> str:
+    return textwrap.fill(text, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
 
 
 def _needs(rule: Rule) -> str:
@@ -92,8 +96,7 @@ def _drawn(rule: Rule, example: Example, width: int) -> Iterator[str]:
         yield f"{_INDENT * 2}{reading.stat}: {', '.join(f'{value:.4g}' for value in reading.values)}"
     findings, _ = apply(rule, example.measurements)
     for finding in findings:
-        text = f"{finding.severity}: {finding.message}"
-        yield textwrap.fill(text, width, initial_indent=_INDENT, subsequent_indent=_INDENT * 2)
+        yield _wrapped(f"{finding.severity}: {finding.message}", width, _INDENT, _INDENT * 2)
 
 
 def _described(rule: Rule) -> dict[str, Any]:

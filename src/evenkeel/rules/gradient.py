@@ -165,7 +165,7 @@ GRD501 = Rule(
         "Use an activation whose slope is not far below 1: silu, gelu or relu in place of sigmoid.",
         "Check the block that is named: a norm weight or projection of 0, a detach, a saturated activation.",
     ),
-    change=Change("norm.placement", "pre"),
+    change=Change("feedforward.residual", True),
     claims=("C02", "C03", "C38"),
     try_command="evenkeel demo",
     source="Xiong et al. 2020, On Layer Normalization in the Transformer Architecture; Glorot and Bengio 2010; bound "

@@ -18,28 +18,24 @@ _TEMPERATURE = 1.25
 _ENOUGH_ROWS = 512  # the gap between confidence and accuracy then has a standard error of at most 0.022
 
 
-def _rounding(magnitude: float, dtype: str) -> float:
-    """Half the distance between neighbouring values of a format at this magnitude; 0 for an unknown format."""
-    if dtype not in FORMATS or not 0 < magnitude < math.inf:
-        return 0.0
-    return 2.0 ** math.floor(math.log2(magnitude)) * FORMATS[dtype].epsilon / 2
+def _coarse_from(dtype: str) -> float:
+    """The magnitude from which a format's neighbouring values lie twice the rounding bound apart or more."""
+    return 2 * _ROUNDING / FORMATS[dtype].epsilon if dtype in FORMATS else math.inf
 
 
 def _judge_drift(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Case]:
     dtype = measurements.model.dtype
+    bound = _coarse_from(dtype)
     for site in sites:
         log_z, largest = (measurements.value(site, stat) for stat in ("logsumexp_mean", "logit_absmax"))
-        rounding = _rounding(largest, dtype)
-        if rounding >= _ROUNDING:
+        if largest >= bound:
             yield Case(
                 severity="warning",
                 sites=(site,),
-                evidence=(
-                    Evidence(stat="logit_absmax", value=largest, bound=_ROUNDING / rounding * largest, unit="nats"),
-                ),
-                message=f"logits of {site.path or 'the model'} reach {largest:,.4g}, where {dtype} rounds by up to "
-                f"{rounding:.2g} nats (bound {_ROUNDING} nats)",
-                excess=rounding,
+                evidence=(Evidence(stat="logit_absmax", value=largest, bound=bound, unit="nats"),),
+                message=f"logits of {site.path or 'the model'} reach {largest:,.4g}; from {bound:,.0f} on {dtype} "
+                f"rounds by up to {_ROUNDING} nats or more",
+                excess=largest / bound,
             )
         elif abs(log_z) > _LOG_Z:
             yield Case(

@@ -1,0 +1,381 @@
+"""Rules: their own examples, what they say to missing and NaN readings, their bounds, and their pages."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from evenkeel.cli.main import COMMANDS, main
+from evenkeel.instruments import INSTRUMENTS
+from evenkeel.nn.config import TransformerConfig
+from evenkeel.rules import RULES, Example, Measurements, Rule, apply, at, example, judge
+from evenkeel.rules.run import RUN
+from evenkeel.schema import Finding, StepLog
+
+FIRING = [pytest.param(rule, case, id=f"{rule.code}-{case.about}") for rule in RULES.values() for case in rule.firing]
+SILENT = [pytest.param(rule, case, id=f"{rule.code}-{case.about}") for rule in RULES.values() for case in rule.silent]
+EVERY = [pytest.param(rule, id=rule.code) for rule in RULES.values()]
+
+
+def only(rule: str, case: Example) -> Finding:
+    findings, _ = apply(RULES[rule], case.measurements)
+    assert len(findings) == 1
+    return findings[0]
+
+
+def outcome(rule: str, case: Example) -> str:
+    return apply(RULES[rule], case.measurements)[1]
+
+
+# --- made from the rules' own examples ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rule", "case"), FIRING)
+def test_a_firing_example_fires(rule: Rule, case: Example):
+    findings, status = apply(rule, case.measurements)
+    assert status == "fail" and findings
+    known = {site.id for site in case.measurements.sites} | {RUN.id}
+    for finding in findings:
+        assert finding.code == rule.code and finding.severity in rule.severities
+        assert finding.sites and set(finding.sites) <= known
+        assert finding.evidence and not any(
+            math.isnan(item.value) or math.isnan(item.bound) for item in finding.evidence
+        )
+        assert re.search(r"\d", finding.message) and "  " not in finding.message
+
+
+@pytest.mark.parametrize(("rule", "case"), SILENT)
+def test_a_silent_example_stays_silent(rule: Rule, case: Example):
+    findings, status = apply(rule, case.measurements)
+    assert findings == () and status in ("pass", "not_measured")
+
+
+@pytest.mark.parametrize("rule", EVERY)
+def test_a_rule_says_all_that_it_must(rule: Rule):
+    assert re.fullmatch(r"(ACT1|GLU2|ATT3|OUT4|GRD5|NUM6|RUN8)\d\d", rule.code) and RULES[rule.code] is rule
+    assert rule.firing and any(apply(rule, case.measurements)[1] == "pass" for case in rule.silent)
+    assert rule.measures and rule.severity and rule.bound and rule.why and rule.advice and rule.source
+    assert all(re.fullmatch(r"C\d\d", claim) for claim in rule.claims)
+    assert len(rule.kinds) <= 1
+
+
+@pytest.mark.parametrize("rule", EVERY)
+def test_some_instrument_produces_every_reading_that_a_rule_needs(rule: Rule):
+    made = {(item.kind, stat.name, stat.phase) for item in INSTRUMENTS.values() for stat in item.stats}
+    assert {(need.kind, need.stat, need.phase) for need in rule.needs} <= made
+
+
+@pytest.mark.parametrize("rule", EVERY)
+def test_the_command_to_try_exists(rule: Rule):
+    program, command, *arguments = shlex.split(rule.try_command)
+    assert program == "evenkeel" and command in COMMANDS
+    assert arguments == ([rule.code] if command == "rules" else [])
+
+
+@pytest.mark.parametrize("rule", EVERY)
+def test_a_change_is_on_an_axis_of_the_transformer(rule: Rule):
+    if rule.change is None:
+        return
+    part, name = rule.change.axis.split(".")
+    config = TransformerConfig()
+    changed = dataclasses.replace(
+        config, **{part: dataclasses.replace(getattr(config, part), **{name: rule.change.value})}
+    )
+    assert getattr(getattr(changed, part), name) == rule.change.value
+
+
+# --- what cannot be judged ---------------------------------------------------------------------------------------
+
+
+def without(measurements: Measurements, stat: str, phase: str) -> Measurements:
+    kept = tuple(item for item in measurements.readings if (item.stat, item.phase) != (stat, phase))
+    return dataclasses.replace(measurements, readings=kept)
+
+
+def with_nan(measurements: Measurements, stat: str, phase: str) -> Measurements:
+    def broken(values: tuple[float, ...]) -> tuple[float, ...]:
+        return (math.nan, *values[1:])
+
+    readings = tuple(
+        dataclasses.replace(item, values=broken(item.values)) if (item.stat, item.phase) == (stat, phase) else item
+        for item in measurements.readings
+    )
+    return dataclasses.replace(measurements, readings=readings)
+
+
+@pytest.mark.parametrize(("rule", "case"), [*FIRING, *SILENT])
+def test_without_a_needed_reading_nothing_is_judged(rule: Rule, case: Example):
+    for need in rule.needs:
+        findings, status = apply(rule, without(case.measurements, need.stat, need.phase))
+        assert findings == () and status == "not_measured"
+
+
+@pytest.mark.parametrize(("rule", "case"), [*FIRING, *SILENT])
+def test_nan_is_neither_a_finding_nor_a_pass(rule: Rule, case: Example):
+    for need in rule.needs:
+        findings, status = apply(rule, with_nan(case.measurements, need.stat, need.phase))
+        assert findings == () and status == "not_measured"
+
+
+def test_one_nan_among_sound_sites_keeps_a_rule_from_passing():
+    sound, broken = (
+        at(f"layers.{n}.attn:attention.softmax", max_logit=value) for n, value in enumerate((3.0, math.nan))
+    )
+    assert outcome("ATT303", example("sound", sound)) == "pass"
+    assert outcome("ATT303", example("one NaN", sound, broken)) == "not_measured"
+
+
+def test_one_nan_does_not_hide_a_finding_elsewhere():
+    places = [at(f"layers.{n}.attn:attention.softmax", max_logit=value) for n, value in enumerate((math.nan, 5e4))]
+    assert only("ATT303", example("NaN and large", *places)).sites == ("layers.1.attn:attention.softmax",)
+
+
+def test_a_model_without_the_kind_of_site_is_not_applicable():
+    nothing = example("a head alone", at("lm_head:head.softmax", loss=1.0))
+    findings, statuses = judge(
+        nothing.measurements.sites,
+        nothing.measurements.readings,
+        (),
+        nothing.measurements.model,
+        nothing.measurements.data,
+    )
+    assert findings == () and [status.code for status in statuses] == list(RULES)
+    status = {item.code: item.status for item in statuses}
+    assert {status[code] for code in ("ACT101", "ATT301", "GRD501", "NUM601", "RUN801")} == {"not_applicable"}
+    assert status["OUT401"] == "not_measured"
+
+
+# --- bounds ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("op", "scale"), [("sigmoid", 8.88), ("tanh", 4.43)])
+def test_a_bounded_function_saturates_at_the_input_scale_that_the_page_states(op: str, scale: float):
+    slopes = {"sigmoid": lambda x: 1 / (4 * np.cosh(x / 2) ** 2), "tanh": lambda x: 1 / np.cosh(x) ** 2}[op]
+    x = np.random.default_rng(0).standard_normal(400_000)
+
+    def fires(size: float) -> bool:
+        share = float((slopes(size * x) < 0.01 * slopes(0.0)).mean())
+        place = at(
+            f"act:activation.{op}", small_gradient_share=share, zero_gradient_share=0.0, input_absmax=9.0, tokens=999.0
+        )
+        return outcome("ACT101", example("scaled normal input", place)) == "fail"
+
+    assert fires(1.02 * scale) and not fires(0.98 * scale)
+
+
+def attention_of_normal_scores(spread: float, keys: int, rng: np.random.Generator) -> Example:
+    """One layer of four heads with independent normal scores; the statistics in float64 from their definition."""
+    scores = spread * rng.standard_normal((4, 256, keys))
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    entropy = -(weights * np.log(np.maximum(weights, 1e-300))).sum(-1).mean(-1)
+    readings = {
+        "entropy": entropy,
+        "entropy_relative": entropy / math.log(keys),
+        "score_std": scores.std((1, 2)),
+        "softmax_gain": (1 - (weights**2).sum(-1)).mean(-1),
+        "sink_mass": weights[:, :, 0].mean(-1),
+        "max_logit": scores.max((1, 2)),
+    }
+    place = at("layers.0.attn:attention.softmax", **{stat: tuple(values.tolist()) for stat, values in readings.items()})
+    return example(f"normal scores of spread {spread:.2f} over {keys} keys", place)
+
+
+@pytest.mark.parametrize("keys", (16, 128, 1024))
+def test_scores_of_random_queries_and_keys(keys: int):
+    rng = np.random.default_rng(keys)
+    condensed = math.sqrt(2 * math.log(keys))
+    for head_dim in (32, 64, 128):
+        unscaled = attention_of_normal_scores(math.sqrt(head_dim), keys, rng)
+        assert outcome("ATT304", unscaled) == "fail", head_dim
+    for spread in (0.3, 1.0, condensed):
+        assert outcome("ATT304", attention_of_normal_scores(spread, keys, rng)) == "pass", spread
+    for code in ("ATT301", "ATT302", "ATT303"):
+        assert outcome(code, attention_of_normal_scores(1.0, keys, rng)) == "pass"
+    assert outcome("ATT301", attention_of_normal_scores(400.0, keys, rng)) == "fail"
+    assert outcome("ATT302", attention_of_normal_scores(0.05, keys, rng)) == "fail"
+
+
+def test_uniform_attention_warns_only_where_the_model_has_learned():
+    place = at("layers.0.attn:attention.softmax", entropy_relative=(0.9995, 0.9999), score_std=(0.05, 0.02))
+    falling = tuple(StepLog(step=step, loss=5.0 - 0.1 * step) for step in range(20))
+    flat = tuple(StepLog(step=step, loss=5.0) for step in range(20))
+    assert only("ATT302", example("inspected", place)).severity == "info"
+    assert only("ATT302", example("at the start", place, log=flat)).severity == "info"
+    assert only("ATT302", example("after learning", place, log=falling)).severity == "warning"
+
+
+def blocks(gradients: list[float], *, prefix: str = "layers", rms: float = 1.0):
+    return [
+        at(f"{prefix}.{n}:residual.block", residual_rms=rms, backward={"gradient_rms": value})
+        for n, value in enumerate(gradients)
+    ]
+
+
+HEAD = at("lm_head:head.softmax", loss=2.0)
+
+
+def test_vanishing_names_the_block_where_the_gradient_stops():
+    finding = only("GRD501", example("stopped", *blocks([0.0, 0.0, 0.4, 0.5]), HEAD))
+    assert finding.severity == "error" and "stops in layers.2" in finding.message
+    assert finding.sites == ("layers.0:residual.block", "layers.1:residual.block", "layers.2:residual.block")
+
+
+@pytest.mark.parametrize("depth", (2, 6, 12, 24, 48))
+def test_a_post_norm_stack_passes_at_every_depth_and_a_plain_sigmoid_stack_does_not(depth: int):
+    post_norm = [2.0 ** (-(depth - n) / 2) for n in range(depth)]
+    sigmoid = [0.05 ** (depth - n) for n in range(depth)]
+    assert outcome("GRD501", example("post-norm", *blocks(post_norm), HEAD)) == "pass"
+    assert outcome("GRD501", example("plain sigmoid", *blocks(sigmoid), HEAD)) == ("fail" if depth > 2 else "pass")
+
+
+def test_vanishing_names_the_narrowest_pair():
+    finding = only("GRD501", example("one bad block", *blocks([1e-4, 1e-4, 1e-4, 1.0, 1.0, 1.0]), HEAD))
+    assert finding.sites == ("layers.2:residual.block", "layers.3:residual.block")
+
+
+def test_encoder_and_decoder_are_two_stacks():
+    places = [*blocks([1e-5, 1e-5], prefix="encoder.block"), *blocks([1.0, 1.0], prefix="decoder.block"), HEAD]
+    assert outcome("GRD501", example("a quiet encoder", *places)) == "pass"
+    places = [*blocks([0.0, 0.0], prefix="encoder.block"), *blocks([1.0, 1.0], prefix="decoder.block"), HEAD]
+    assert "stops in decoder.block.0" in only("GRD501", example("a cut encoder", *places)).message
+
+
+def test_a_loss_without_gradient_is_no_stop():
+    assert outcome("GRD501", example("no targets", *blocks([0.0, 0.0, 0.0]), HEAD)) == "pass"
+
+
+def test_a_rounding_bound_knows_its_dtype():
+    place = at("lm_head:head.softmax", logsumexp_mean=10.0, logit_absmax=150.0)
+    assert only("OUT401", example("bfloat16", place, dtype="bfloat16")).evidence[0].bound == 128
+    assert outcome("OUT401", example("float16", place, dtype="float16")) == "pass"
+    assert outcome("OUT401", example("float32", place)) == "pass"
+
+
+def test_the_first_module_forward_then_backward():
+    forward = example(
+        "both",
+        at("a:module.Linear", nonfinite=0.0, backward={"nonfinite": 5.0}),
+        at("b:module.Linear", nonfinite=3.0, backward={"nonfinite": 5.0}),
+        at("c:module.Linear", nonfinite=9.0, backward={"nonfinite": 0.0}),
+    )
+    assert only("NUM601", forward).sites == ("b:module.Linear",)
+    backward = example(
+        "backward",
+        at("a:module.Linear", nonfinite=0.0, backward={"nonfinite": 5.0}),
+        at("b:module.Linear", nonfinite=0.0, backward={"nonfinite": 3.0}),
+        at("c:module.Linear", nonfinite=0.0, backward={"nonfinite": 0.0}),
+    )
+    assert only("NUM601", backward).sites == ("b:module.Linear",)
+
+
+def test_cases_of_one_severity_are_one_finding_told_by_the_worst():
+    logits = (150.0, 900.0, 300.0, 2e4)
+    places = [at(f"layers.{n}.attn:attention.softmax", max_logit=value) for n, value in enumerate(logits)]
+    findings, _ = apply(RULES["ATT303"], example("several", *places).measurements)
+    assert [finding.severity for finding in findings] == ["error", "warning"]
+    assert findings[1].sites == tuple(f"layers.{n}.attn:attention.softmax" for n in (0, 1, 2))
+    assert findings[1].evidence[0].value == 900.0 and "layers.1.attn" in findings[1].message
+
+
+# --- spikes ------------------------------------------------------------------------------------------------------
+
+
+def run(*losses: float, jumps: dict[int, float]) -> tuple[StepLog, ...]:
+    return tuple(
+        StepLog(step=step, loss=loss, jump=jumps.get(step), batch=f"batch{step}") for step, loss in enumerate(losses)
+    )
+
+
+def readings(path: str, stat: str, values: list[float]):
+    return [at(f"{path}:residual.block", step=step, **{stat: value}) for step, value in enumerate(values)]
+
+
+def test_a_spike_that_came_back_is_info_and_one_that_did_not_a_warning():
+    calm = [2.0, 2.1] * 10
+    back = example("back", log=run(*calm, 9.0, *[2.05] * 10, jumps={20: 50.0}))
+    away = example("away", log=run(*calm, 9.0, *[6.0] * 10, jumps={20: 50.0}))
+    fresh = example("fresh", log=run(*calm, 9.0, jumps={20: 50.0}))
+    assert [only("RUN801", case).severity for case in (back, away, fresh)] == ["info", "warning", "warning"]
+
+
+def test_of_a_lost_run_only_the_first_lost_step_is_told():
+    lost = example("lost", log=run(2.0, 2.1, math.nan, math.nan, math.nan, jumps={2: math.inf, 3: math.inf}))
+    finding = only("RUN801", lost)
+    assert finding.severity == "error" and "step 2 on batch batch2" in finding.message
+
+
+def test_what_moved_first_goes_by_step_then_by_execution_order():
+    log = run(*[2.0] * 8, 9.0, jumps={8: 50.0})
+    steady = [1.0, 1.1, 1.0, 1.1, 1.0, 1.1, 1.0]
+    early = readings("layers.2", "residual_rms", [*steady, 5.0, 5.0])
+    late = readings("layers.0", "residual_rms", [*steady, 1.1, 9.0])
+    twin = readings("layers.1", "residual_rms", [*steady, 5.0, 5.0])
+    finding = only("RUN801", example("by step", *late, *early, log=log))
+    assert finding.sites == (RUN.id, "layers.2:residual.block") and "at step 7" in finding.message
+    finding = only("RUN801", example("by order", *late, *twin, *early, log=log))
+    assert finding.sites == (RUN.id, "layers.1:residual.block")
+
+
+def test_a_reading_inside_its_own_range_did_not_move():
+    log = run(*[2.0] * 8, 9.0, jumps={8: 50.0})
+    finding = only("RUN801", example("steady", *readings("layers.0", "residual_rms", [1.0, 1.1] * 4 + [1.15]), log=log))
+    assert finding.sites == (RUN.id,) and "measure more often" in finding.message
+
+
+# --- pages -------------------------------------------------------------------------------------------------------
+
+
+def test_the_catalogue_lists_every_rule(capsys: pytest.CaptureFixture[str]):
+    assert main(["rules"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[: len(RULES)]] == list(RULES)
+    assert all(len(line) <= 80 for line in lines)
+
+
+@pytest.mark.parametrize("rule", EVERY)
+def test_a_page_says_everything_within_the_width(
+    rule: Rule, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["rules", rule.code.lower()]) == 0
+    page = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in page.splitlines())
+    flat = " ".join(page.split())
+    for text in (rule.name, rule.measures, rule.bound, rule.why, *rule.advice, rule.source, rule.try_command):
+        assert " ".join(text.split()) in flat
+    assert all(claim in page for claim in rule.claims) and rule.firing[0].about in flat
+    message = apply(rule, rule.firing[0].measurements)[0][0].message
+    assert message in flat
+
+
+def test_pages_as_json(capsys: pytest.CaptureFixture[str]):
+    assert main(["rules", "--format", "json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [item["code"] for item in listed] == list(RULES)
+    assert main(["rules", "GRD501", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == next(item for item in listed if item["code"] == "GRD501")
+
+
+def test_an_unknown_code_is_a_usage_error_with_a_hint(capsys: pytest.CaptureFixture[str]):
+    assert main(["rules", "GRD510"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and "did you mean 'GRD50" in captured.err
+
+
+def test_rules_and_facts_do_not_load_torch():
+    code = (
+        "import sys\nfrom evenkeel.cli.main import main\nimport evenkeel.facts\n"
+        "assert main(['rules']) == 0 and main(['rules', 'ACT101']) == 0\n"
+        "print([name for name in ('torch', 'numpy', 'numba') if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
