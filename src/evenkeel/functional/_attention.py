@@ -13,7 +13,7 @@ from ..errors import UsageError
 _TILE = 2**19  # scores in a tile: 2 MiB of float32, so that every pass over it stays in cache
 _HIDDEN = -1e30  # what a hidden key's score is lowered by: below every score, far from overflow
 _SMALLEST = -87.0  # e^-87 is the last normal float32; beside the maximum's e^0 it is nothing, and subnormals are slow
-_ROWS = 128  # query rows in a tile; fewer make the product of queries and keys read the keys too often
+_ROWS = 128  # query rows that share a read of the keys; fewer make their product slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,8 @@ def attention_statistics(
     group = heads // key_heads
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         buffers = _Buffers(query.device, dtype)
-        for batches, key_head, rows in _tiles(batch, key_heads, queries, group * keys):
-            seen = min(keys, rows.stop) if causal and mask is None else keys
+        for batches, key_head, rows in _tiles(batch, key_heads, queries, group * keys, -(-_ROWS // group)):
+            seen = min(keys, rows.stop) if causal else keys
             span = slice(key_head.start * group, key_head.stop * group)
             left = query[batches, span, rows].to(dtype)
             right = key[batches, key_head, :seen].to(dtype)
@@ -84,7 +84,7 @@ def attention_statistics(
             torch.baddbmm(product, stacked, right.flatten(0, 1).mT, beta=0, alpha=scale, out=product)
             hidden = None
             if mask is not None:
-                tile = mask[part]
+                tile = mask[part][..., :seen]
                 hidden = hidden_by(tile)
                 if tile.dtype != torch.bool:
                     scores += tile.masked_fill(hidden, 0)
@@ -109,7 +109,7 @@ def score_statistics(scores: Tensor, *, visible: Tensor | None = None) -> Attent
         visible = visible.expand(scores.shape)
     with torch.no_grad():
         buffers = _Buffers(scores.device, dtype)
-        for part in _tiles(batch, heads, queries, keys):
+        for part in _tiles(batch, heads, queries, keys, 1):
             own, other = buffers.take(scores[part].shape)
             own.copy_(scores[part])
             hidden = _below(scores[part]) if visible is None else ~visible[part] | (own == -torch.inf)
@@ -119,7 +119,7 @@ def score_statistics(scores: Tensor, *, visible: Tensor | None = None) -> Attent
 
 
 def hidden_by(mask: Tensor) -> Tensor:
-    """Which keys a mask hides: False in a bool mask; −inf, the dtype's minimum, −1e9 or exactly −10000 in a float one."""
+    """Which keys a mask hides: False in a bool one; −inf, the dtype's minimum, −1e9, exactly −10000 in a float one."""
     if mask.dtype == torch.bool:
         return ~mask
     return _below(mask) | (mask == -10000.0)
@@ -187,9 +187,12 @@ class _Buffers:
         return first[:size].view(shape), second[:size].view(shape)
 
 
-def _tiles(batch: int, heads: int, queries: int, per_row: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Slices of batch, heads and queries that cut the scores into tiles; whole batches where they fit."""
-    rows = min(queries, max(_ROWS, _TILE // max(1, per_row)))
+def _tiles(batch: int, heads: int, queries: int, per_row: int, least: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Slices of batch, heads and queries that cut the scores into tiles; whole batches where they fit.
+
+    A row has `per_row` scores; a tile has at least `least` rows.
+    """
+    rows = max(1, min(queries, max(least, _TILE // max(1, per_row))))
     fitting = max(1, _TILE // max(1, rows * per_row))
     batches = max(1, fitting // heads)
     fitting = min(heads, fitting)
@@ -205,7 +208,9 @@ def _tiles(batch: int, heads: int, queries: int, per_row: int) -> Iterator[tuple
 
 def _future(rows: slice, keys: slice, device: torch.device) -> Tensor:
     """True where a key of `keys` comes after the query."""
-    return torch.arange(keys.start, keys.stop, device=device) > torch.arange(rows.start, rows.stop, device=device)[:, None]
+    return (
+        torch.arange(keys.start, keys.stop, device=device) > torch.arange(rows.start, rows.stop, device=device)[:, None]
+    )
 
 
 def _empty(like: Tensor, shape: tuple[int, ...]) -> AttentionStatistics:

@@ -8,11 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..functional._statistics import absolute_maximum, by_channel, in_pieces, sum_of_squares, widened
 from ..schema import SiteKind
 from ..tracing.events import ActivationEvent, Event
 from ._protocol import Stat
 
 _SMALL = 1e-2
+_GRID = (-10, 10, 4001)  # from, to, points: every activation in use has its largest slope there, or has no largest
 _LARGEST = frozenset(("input_absmax", "output_absmax", "slope_max"))
 
 
@@ -46,31 +48,21 @@ class ActivationInstrument:
 
     def observe(self, event: Event) -> None:
         assert isinstance(event, ActivationEvent)
-        x, y = (_by_channel(item, event.channel_dim) for item in (event.input, event.output))
+        if event.input.numel() == 0:
+            return
         if self._bound is None:
-            grid = torch.linspace(-10, 10, 4001, dtype=x.dtype, device=x.device).reshape(1, -1)
-            self._bound = _SMALL * _slope(event.function, grid).abs().amax()
-        slope = _by_channel(_slope(event.function, event.input), event.channel_dim)
-        size = slope.abs()
-        sums = {
-            "count": torch.full((), float(x.numel()), dtype=torch.float64, device=x.device),
-            "tokens": torch.full((), float(x.shape[0]), dtype=torch.float64, device=x.device),
-            "input": x.sum(dtype=torch.float64),
-            "input_squares": _squares(x),
-            "input_absmax": _absmax(x),
-            "output": y.sum(0, dtype=torch.float64),
-            "output_squares": y.float().square().sum(0, dtype=torch.float64),
-            "output_absmax": _absmax(y),
-            "zero": (slope == 0).sum().double(),
-            "small": (size < self._bound).sum().double(),
-            "slope_squares": _squares(slope),
-            "slope_max": size.amax(0),
-        }
-        self._sums = sums if self._sums is None else _merged(self._sums, sums)
+            grid = torch.linspace(*_GRID, dtype=event.input.dtype, device=event.input.device)
+            self._bound = _SMALL * _slope(event.function, grid[None]).abs().amax()
+        for x, y in in_pieces(by_channel(event.input, event.channel_dim), by_channel(event.output, event.channel_dim)):
+            self._take_in(_sums(x, y, _slope(event.function, x), self._bound))
 
     def merge(self, other: ActivationInstrument) -> None:
         if other._sums is not None:
-            self._sums = other._sums if self._sums is None else _merged(self._sums, other._sums)
+            self._take_in(other._sums)
+
+    def _take_in(self, sums: dict[str, Tensor]) -> None:
+        own = self._sums
+        self._sums = sums if own is None else {name: _joined(name, own[name], sums[name]) for name in own}
 
     def read(self) -> Mapping[Stat, Tensor]:
         if self._sums is None:
@@ -97,32 +89,29 @@ class ActivationInstrument:
 
 def _slope(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     with torch.enable_grad():
-        x = x.detach().clone().requires_grad_()
-        y = function(x)
+        x = x.detach().requires_grad_()
+        y = function(x.clone())  # it may write into its argument
         (slope,) = torch.autograd.grad(y, x, torch.ones_like(y))
     return slope
 
 
-def _by_channel(values: Tensor, channel_dim: int) -> Tensor:
-    """(tokens, channels)."""
-    if values.dim() < 2:
-        return values.reshape(-1, 1)
-    values = values.movedim(channel_dim, -1)
-    return values.reshape(-1, values.shape[-1])
-
-
-def _squares(values: Tensor) -> Tensor:
-    wide = values if values.dtype == torch.float64 else values.float()
-    return torch.linalg.vector_norm(wide, dtype=torch.float64).square()
-
-
-def _absmax(values: Tensor) -> Tensor:
-    low, high = torch.aminmax(values)
-    return torch.maximum(-low, high).double()
-
-
-def _merged(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
+def _sums(x: Tensor, y: Tensor, slope: Tensor, bound: Tensor) -> dict[str, Tensor]:
+    size = slope.abs()
     return {
-        name: torch.maximum(first[name], second[name]) if name in _LARGEST else first[name] + second[name]
-        for name in first
+        "count": torch.full((), float(x.numel()), dtype=torch.float64, device=x.device),
+        "tokens": torch.full((), float(x.shape[0]), dtype=torch.float64, device=x.device),
+        "input": x.sum(dtype=torch.float64),
+        "input_squares": sum_of_squares(x),
+        "input_absmax": absolute_maximum(x),
+        "output": y.sum(0, dtype=torch.float64),
+        "output_squares": widened(y).square().sum(0, dtype=torch.float64),
+        "output_absmax": absolute_maximum(y),
+        "zero": (size == 0).sum().double(),
+        "small": (size < bound).sum().double(),
+        "slope_squares": sum_of_squares(slope),
+        "slope_max": size.amax(0),
     }
+
+
+def _joined(name: str, first: Tensor, second: Tensor) -> Tensor:
+    return torch.maximum(first, second) if name in _LARGEST else first + second

@@ -21,7 +21,8 @@ class AttentionInstrument:
 
     Means over rows: entropy (nats), entropy_relative (entropy / log visible keys, rows with at least two),
     participation (1/Σp²), softmax_gain (1 − Σp²), sink_mass (weight of the first key). Extremes: entropy_relative_min,
-    max_logit. Over all visible scores: score_mean, score_std. masked_rows counts rows that see nothing.
+    max_logit. Over all visible scores: score_mean, score_std. masked_rows counts rows that see nothing. A mean over no
+    rows is NaN (a head all of whose rows are masked); relative entropies are left out where no row can see two keys.
     """
 
     kind: ClassVar[SiteKind] = "attention"
@@ -50,23 +51,26 @@ class AttentionInstrument:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] | None = None
+        self._most_keys = 0
 
     def observe(self, event: Event) -> None:
         assert isinstance(event, AttentionEvent)
         if event.scores is not None:
+            queries, keys = event.scores.shape[2:]
             rows = score_statistics(event.scores, visible=event.visible)
         else:
             assert event.query is not None and event.key is not None
-            rows = attention_statistics(
-                event.query, event.key, scale=event.scale, causal=event.causal, mask=event.mask
-            )
-        self._take_in(_over_rows(rows, event.padded_queries))
+            queries, keys = event.query.shape[2], event.key.shape[2]
+            rows = attention_statistics(event.query, event.key, scale=event.scale, causal=event.causal, mask=event.mask)
+        if rows.visible.numel():
+            self._take_in(_over_rows(rows, event.padded_queries), min(queries, keys) if event.causal else keys)
 
     def merge(self, other: AttentionInstrument) -> None:
         if other._sums is not None:
-            self._take_in(other._sums)
+            self._take_in(other._sums, other._most_keys)
 
-    def _take_in(self, new: dict[str, Tensor]) -> None:
+    def _take_in(self, new: dict[str, Tensor], most_keys: int) -> None:
+        self._most_keys = max(self._most_keys, most_keys)
         self._sums = new if self._sums is None else _merged(self._sums, new)
 
     def read(self) -> Mapping[Stat, Tensor]:
@@ -75,9 +79,10 @@ class AttentionInstrument:
         sums = self._sums
         rows, several = sums["rows"], sums["several"]
         found = {stat: sums[stat.name] / rows for stat in self.stats if stat.name in _MEANS}
-        found[self.ENTROPY_RELATIVE] = sums["entropy_relative"] / several
-        found[self.ENTROPY_RELATIVE_MIN] = torch.where(several > 0, sums["entropy_relative_min"], torch.nan)
-        found[self.MAX_LOGIT] = sums["max_logit"]
+        if self._most_keys >= 2:
+            found[self.ENTROPY_RELATIVE] = sums["entropy_relative"] / several
+            found[self.ENTROPY_RELATIVE_MIN] = torch.where(several > 0, sums["entropy_relative_min"], torch.nan)
+        found[self.MAX_LOGIT] = torch.where(rows > 0, sums["max_logit"], torch.nan)
         found[self.SCORE_MEAN] = sums["score_mean"]
         found[self.SCORE_STD] = (sums["score_deviation"] / sums["scores"]).sqrt()
         found[self.MASKED_ROWS] = sums["masked_rows"]

@@ -8,16 +8,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..functional import Moments, Sample
+from ..functional._statistics import Magnitudes, Moments, absolute_maximum, by_channel, in_pieces
 from ..schema import SiteKind
 from ..tracing.events import Event, GateEvent
 from ._protocol import Stat
 
 
 class GateInstrument:
-    """Of `product = a·up`: gate_open_share (|a| above half of a's rms), selectivity (variance of a between tokens within
-    a channel, averaged over channels, as a share of all variance of a), product_absmax, product_kurtosis (3 for a normal
-    distribution), dead_channel_share (a is 0 for every token), tokens (values seen per channel).
+    """Of `product = a·up`, with the gate's activated values a.
+
+    gate_open_share: |a| above half of a's rms. selectivity: the variance of a between tokens within a channel, averaged
+    over channels, as a share of all variance of a. product_absmax; product_kurtosis, 3 for a normal distribution.
+    dead_channel_share: channels where a is 0 for every token. tokens: values seen per channel.
     """
 
     kind: ClassVar[SiteKind] = "gate"
@@ -31,32 +33,22 @@ class GateInstrument:
     )
 
     def __init__(self) -> None:
-        self._sample = Sample()
+        self._sizes = Magnitudes()
         self._product: Moments | None = None
         self._sums: dict[str, Tensor] | None = None
 
     def observe(self, event: Event) -> None:
         assert isinstance(event, GateEvent)
-        gate = event.activated.movedim(event.channel_dim, -1) if event.activated.dim() > 1 else event.activated[:, None]
-        gate = gate.reshape(-1, gate.shape[-1])
-        gate = gate if gate.dtype == torch.float64 else gate.float()
-        size = gate.abs()
-        low, high = torch.aminmax(event.product)
-        self._sample.add(size)
-        self._take_in(
-            {
-                "tokens": torch.full((), float(gate.shape[0]), dtype=torch.float64, device=gate.device),
-                "sum": gate.sum(0, dtype=torch.float64),
-                "squares": gate.square().sum(0, dtype=torch.float64),
-                "largest": size.amax(0),
-                "absmax": torch.maximum(-low, high).double(),
-            },
-            Moments.of(event.product),
-        )
+        if event.activated.numel() == 0:
+            return
+        self._sizes.add(event.activated)
+        gate, product = (by_channel(item, event.channel_dim) for item in (event.activated, event.product))
+        for a, made in in_pieces(gate, product):
+            self._take_in(_sums(a.double(), made), Moments.of(made))
 
     def merge(self, other: GateInstrument) -> None:
         if other._sums is not None and other._product is not None:
-            self._sample.merge(other._sample)
+            self._sizes.merge(other._sizes)
             self._take_in(other._sums, other._product)
 
     def _take_in(self, sums: dict[str, Tensor], product: Moments) -> None:
@@ -75,11 +67,21 @@ class GateInstrument:
         within = (squares / tokens - (total / tokens).square()).clamp(min=0).mean()
         variance = (squares.mean() / tokens - (total.mean() / tokens).square()).clamp(min=0)
         values = (
-            self._sample.share_above(0.5 * (squares.mean() / tokens).sqrt()),
-            torch.where(variance > 0, within / variance, 0),
+            self._sizes.share_above(0.5 * (squares.mean() / tokens).sqrt()),
+            torch.where(variance == 0, 0, within / variance),
             self._sums["absmax"],
             self._product.kurtosis,
             (self._sums["largest"] == 0).double().mean(),
             tokens,
         )
         return dict(zip(self.stats, values, strict=True))
+
+
+def _sums(gate: Tensor, product: Tensor) -> dict[str, Tensor]:
+    return {
+        "tokens": torch.full((), float(gate.shape[0]), dtype=torch.float64, device=gate.device),
+        "sum": gate.sum(0),
+        "squares": gate.square().sum(0),
+        "largest": gate.abs().amax(0),
+        "absmax": absolute_maximum(product),
+    }

@@ -8,14 +8,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..functional import PIECE
+from ..functional._statistics import PIECE, widened
 from ..schema import SiteKind
 from ..tracing.events import Event, HeadEvent
 from ._protocol import Stat
 
 _BINS = 15
+_SMALLEST = -87.0  # beside the maximum's e^0, e^-87 is nothing; below it exponentials are slow, and at −∞ 0·∞ is NaN
 _TEMPERATURES = tuple(2 ** (power / 6) for power in range(-12, 13))  # 1/4 to 4
-_ROWS_FOR_TEMPERATURE = 64
+_SAMPLE = 2**21  # logits a call on which temperatures are tried
 
 
 class HeadInstrument:
@@ -23,7 +24,8 @@ class HeadInstrument:
 
     Without targets: logsumexp_mean, logit_absmax, entropy, top_probability. With targets also loss, accuracy, ece
     (15 equal bins of the top probability, Guo et al. 2017), and optimal_temperature: of 25 temperatures from 1/4 to 4,
-    a sixth of an octave apart, the one with the smallest loss over an even sample of at most 64 rows a call.
+    a sixth of an octave apart, the one with the smallest loss over an even sample of each call's rows (all rows up to
+    2 million logits, beyond that at least 64).
     """
 
     kind: ClassVar[SiteKind] = "head"
@@ -46,6 +48,8 @@ class HeadInstrument:
     def observe(self, event: Event) -> None:
         assert isinstance(event, HeadEvent)
         rows, classes = event.logits.shape
+        if event.logits.numel() == 0:
+            return
         targets = event.targets
         if targets is None:
             targets = torch.zeros(rows, dtype=torch.int64, device=event.logits.device)
@@ -54,12 +58,11 @@ class HeadInstrument:
             self._with_targets = True
             wanted = (targets != event.ignore_index) & (targets >= 0) & (targets < classes)
         safe = torch.where(wanted, targets, 0)
-        step = max(1, PIECE // max(1, classes))
-        for start in range(0, rows, step):
-            part = slice(start, start + step)
-            self._take_in(_rows(event.logits[part], safe[part], wanted[part]))
-        if event.targets is not None and rows:
-            stride = -(-rows // _ROWS_FOR_TEMPERATURE)
+        step = max(1, PIECE // classes)
+        pieces = [_per_row(*piece) for piece in zip(event.logits.split(step), safe.split(step), strict=True)]
+        self._take_in(_sums(safe, wanted, *(torch.cat(column) for column in zip(*pieces, strict=True))))
+        if event.targets is not None:
+            stride = -(-rows // max(64, _SAMPLE // classes))
             self._take_in(_temperatures(event.logits[::stride], safe[::stride], wanted[::stride]))
 
     def merge(self, other: HeadInstrument) -> None:
@@ -94,19 +97,34 @@ class HeadInstrument:
         return {stat: values[stat.name] for stat in self.stats if stat.name in values}
 
 
-def _rows(logits: Tensor, targets: Tensor, wanted: Tensor) -> dict[str, Tensor]:
-    """Sums over some rows; `targets` are valid classes everywhere, rows not `wanted` count for nothing."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
+def _per_row(logits: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    """Each row's likeliest class, smallest logit, largest logit; with z = logit − largest: z_target, Σe^z, Σz·e^z."""
+    wide = widened(logits)
     maximum, choice = wide.max(-1)
     shifted = wide - maximum.unsqueeze(-1)
-    at_target = shifted.gather(-1, targets.unsqueeze(-1)).squeeze(-1).double()
-    weights = shifted.exp()
-    total = weights.sum(-1).double()
-    weighted = weights.mul_(shifted).sum(-1).double()
+    at_target = shifted.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    weights = shifted.clamp_(min=_SMALLEST).exp()
+    total = weights.sum(-1)
+    return choice, wide.amin(-1), maximum, at_target, total, weights.mul_(shifted).sum(-1)
+
+
+def _sums(
+    targets: Tensor,
+    wanted: Tensor,
+    choice: Tensor,
+    minimum: Tensor,
+    maximum: Tensor,
+    at_target: Tensor,
+    total: Tensor,
+    weighted: Tensor,
+) -> dict[str, Tensor]:
+    """Sums over the rows that are wanted."""
+    minimum, maximum, at_target, total, weighted = (
+        item.double() for item in (minimum, maximum, at_target, total, weighted)
+    )
     top = 1 / total
     correct = (choice == targets).double()
-    bins = (top * _BINS).ceil().sub(1).clamp(0, _BINS - 1).nan_to_num(0).long()
-    low, high = wide.amin(-1), maximum
+    bins = (top * _BINS).ceil().sub(1).nan_to_num(0).clamp(0, _BINS - 1).long()
 
     def summed(values: Tensor) -> Tensor:
         return torch.where(wanted, values, 0).sum()
@@ -117,8 +135,8 @@ def _rows(logits: Tensor, targets: Tensor, wanted: Tensor) -> dict[str, Tensor]:
 
     return {
         "rows": wanted.sum().double(),
-        "logsumexp": summed(maximum.double() + total.log()),
-        "absmax": torch.where(wanted, torch.maximum(-low, high), 0).amax().double(),
+        "logsumexp": summed(maximum + total.log()),
+        "absmax": torch.where(wanted, torch.maximum(-minimum, maximum), 0).amax(),
         "entropy": summed(total.log() - weighted / total),
         "top": summed(top),
         "loss": summed(total.log() - at_target),
@@ -130,7 +148,7 @@ def _rows(logits: Tensor, targets: Tensor, wanted: Tensor) -> dict[str, Tensor]:
 
 def _temperatures(logits: Tensor, targets: Tensor, wanted: Tensor) -> dict[str, Tensor]:
     """The summed loss of some rows at each temperature of the grid."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
+    wide = widened(logits)
     shifted = wide - wide.amax(-1, keepdim=True)
     at_target = shifted.gather(-1, targets.unsqueeze(-1)).squeeze(-1).double()
     losses = []

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..functional import PIECE
+from ..functional._statistics import PIECE, absolute_maximum
 from ..schema import Phase, SiteKind
 from ..tracing.events import Event, GradientEvent, OutputEvent
 from ._protocol import Stat
@@ -17,7 +17,7 @@ from ._protocol import Stat
 class NumericsInstrument:
     """nonfinite: how many NaN and Inf the outputs (forward) and their gradients (backward) hold.
 
-    headroom_log2 = log2(largest number of the dtype / largest |output|): negative powers of two to overflow.
+    headroom_log2 = log2(largest number of the dtype / largest |output|): doublings until overflow, infinite for zeros.
     """
 
     kind: ClassVar[SiteKind] = "module"
@@ -31,13 +31,12 @@ class NumericsInstrument:
         self._headroom: Tensor | None = None
 
     def observe(self, event: Event) -> None:
-        if isinstance(event, OutputEvent):
+        if isinstance(event, OutputEvent) and event.output.numel():
             self._count("forward", _nonfinite(event.output))
-            low, high = torch.aminmax(event.output)
-            largest = torch.maximum(-low, high).double()
+            largest = absolute_maximum(event.output)
             limit = torch.full_like(largest, torch.finfo(event.output.dtype).max)
             self._narrow(limit.log2() - largest.log2())
-        elif isinstance(event, GradientEvent):
+        elif isinstance(event, GradientEvent) and event.gradient.numel():
             self._count("backward", _nonfinite(event.gradient))
 
     def merge(self, other: NumericsInstrument) -> None:

@@ -8,13 +8,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..functional._statistics import sum_of_squares
 from ..schema import SiteKind
 from ..tracing.events import Event, ParameterEvent
 from ._protocol import Stat
 
 
 class ParameterInstrument:
-    """gradient_rms (before clipping), weight_rms, and update_ratio, the rms of a step's update over the weight's rms."""
+    """gradient_rms (before clipping), weight_rms, and update_ratio, the rms of a step's update over the weight's rms.
+
+    No update of a weight of zeros has ratio 0, any other update of one has ratio infinity.
+    """
 
     kind: ClassVar[SiteKind] = "parameter"
     GRADIENT_RMS = Stat("gradient_rms", "1", phase="backward")
@@ -30,7 +34,7 @@ class ParameterInstrument:
         for name in ("weight", "gradient", "update"):
             values = getattr(event, name)
             if values is not None:
-                self._add(name, _mean_square(values), 1)
+                self._add(name, sum_of_squares(values) / max(1, values.numel()), 1)
 
     def merge(self, other: ParameterInstrument) -> None:
         for name, (total, count) in other._mean_squares.items():
@@ -49,10 +53,5 @@ class ParameterInstrument:
         if "weight" in rms:
             found[self.WEIGHT_RMS] = rms["weight"]
         if "update" in rms:
-            found[self.UPDATE_RATIO] = rms["update"] / rms["weight"]
+            found[self.UPDATE_RATIO] = torch.where(rms["update"] == 0, 0, rms["update"] / rms["weight"])
         return found
-
-
-def _mean_square(values: Tensor) -> Tensor:
-    wide = values if values.dtype == torch.float64 else values.float()
-    return torch.linalg.vector_norm(wide, dtype=torch.float64).square() / max(1, values.numel())

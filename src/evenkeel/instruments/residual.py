@@ -8,14 +8,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..functional import Sample
+from ..functional._statistics import Magnitudes, absolute_maximum, sum_of_squares
 from ..schema import SiteKind
 from ..tracing.events import Event, GradientEvent, OutputEvent
 from ._protocol import Stat
 
 
 class ResidualInstrument:
-    """residual_rms; residual_absmax_ratio, the largest |x| over the median |x|; gradient_rms of the loss by the output."""
+    """residual_rms; residual_absmax_ratio, the largest |x| over the median |x|; gradient_rms of the loss by the output.
+
+    A stream of nothing but zeros has ratio 0.
+    """
 
     kind: ClassVar[SiteKind] = "residual"
     RMS = Stat("residual_rms", "1")
@@ -24,21 +27,20 @@ class ResidualInstrument:
     stats: ClassVar[tuple[Stat, ...]] = (RMS, ABSMAX_RATIO, GRADIENT_RMS)
 
     def __init__(self) -> None:
-        self._sample = Sample()
+        self._sizes = Magnitudes()
         self._largest: Tensor | None = None
         self._squares: dict[str, tuple[Tensor, int]] = {}
 
     def observe(self, event: Event) -> None:
-        if isinstance(event, OutputEvent):
-            size = event.output.abs()
-            self._sample.add(size)
-            self._enlarge(size.amax().double())
-            self._add("output", _squares(event.output), event.output.numel())
-        elif isinstance(event, GradientEvent):
-            self._add("gradient", _squares(event.gradient), event.gradient.numel())
+        if isinstance(event, OutputEvent) and event.output.numel():
+            self._sizes.add(event.output)
+            self._enlarge(absolute_maximum(event.output))
+            self._add("output", sum_of_squares(event.output), event.output.numel())
+        elif isinstance(event, GradientEvent) and event.gradient.numel():
+            self._add("gradient", sum_of_squares(event.gradient), event.gradient.numel())
 
     def merge(self, other: ResidualInstrument) -> None:
-        self._sample.merge(other._sample)
+        self._sizes.merge(other._sizes)
         if other._largest is not None:
             self._enlarge(other._largest)
         for name, (squares, count) in other._squares.items():
@@ -59,10 +61,5 @@ class ResidualInstrument:
                 squares, count = self._squares[name]
                 found[stat] = (squares / count).sqrt()
         if self._largest is not None:
-            found[self.ABSMAX_RATIO] = self._largest / self._sample.median().double()
+            found[self.ABSMAX_RATIO] = torch.where(self._largest == 0, 0, self._largest / self._sizes.median())
         return found
-
-
-def _squares(values: Tensor) -> Tensor:
-    wide = values if values.dtype == torch.float64 else values.float()
-    return torch.linalg.vector_norm(wide, dtype=torch.float64).square()

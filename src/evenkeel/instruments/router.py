@@ -14,7 +14,10 @@ from ._protocol import Stat
 
 
 class RouterInstrument:
-    """load_entropy_relative: entropy of the experts' shares of all choices, over log(experts); top_share: the largest."""
+    """load_entropy_relative: the entropy of the experts' shares of all choices over log(experts).
+
+    top_share: the largest of these shares.
+    """
 
     kind: ClassVar[SiteKind] = "router"
     LOAD_ENTROPY = Stat("load_entropy_relative", "share")
@@ -26,6 +29,8 @@ class RouterInstrument:
 
     def observe(self, event: Event) -> None:
         assert isinstance(event, RouterEvent)
+        if event.chosen.numel() == 0:
+            return
         chosen = event.chosen.reshape(-1)
         load = torch.zeros(event.experts, dtype=torch.float64, device=chosen.device)
         load.scatter_add_(0, chosen, torch.ones_like(chosen, dtype=torch.float64))
