@@ -165,7 +165,8 @@ def test_grouped_heads_cross_attention_and_decoding(queries: int, keys: int, cau
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_narrow_inputs_are_widened(dtype: torch.dtype):
-    query, key, scale = (item.to(dtype) if isinstance(item, Tensor) else item for item in made(300, 300, largest=1e3))
+    query, key, scale = made(300, 300, largest=1e3)
+    query, key = query.to(dtype), key.to(dtype)
     found = read(AttentionEvent(query=query, key=key, scale=scale, causal=True))
     assert_exact(found, attention_scores(query, key, scale=scale), causal_mask(300, 300))
 

@@ -93,7 +93,7 @@ class HeadInstrument:
             values["accuracy"] = sums["correct"] / rows
             values["ece"] = (sums["bin_correct"] - sums["bin_top"]).abs().sum() / rows
             grid = torch.tensor(_TEMPERATURES, dtype=torch.float64, device=rows.device)
-            values["optimal_temperature"] = grid[sums["temperature_loss"].argmin()]
+            values["optimal_temperature"] = grid.gather(0, sums["temperature_loss"].argmin(keepdim=True)).squeeze(0)
         return {stat: values[stat.name] for stat in self.stats if stat.name in values}
 
 

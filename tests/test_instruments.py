@@ -1,0 +1,481 @@
+"""Every instrument against a short NumPy twin; merging, NaN, fake tensors, random state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from evenkeel.functional._statistics import Magnitudes, Moments
+from evenkeel.instruments import INSTRUMENTS, Instrument, for_kind
+from evenkeel.schema import SITE_KINDS
+from evenkeel.tracing.events import (
+    ActivationEvent,
+    AttentionEvent,
+    Event,
+    GateEvent,
+    GradientEvent,
+    HeadEvent,
+    OutputEvent,
+    ParameterEvent,
+    RouterEvent,
+)
+
+Numbers = dict[str, float | np.ndarray]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors, and other tests may run beside these."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def read(kind: str, *events: Event) -> dict[str, np.ndarray]:
+    """The readings of one instrument by stat; a stat of another phase than forward as `phase:stat`."""
+    (create,) = for_kind(kind)
+    instrument = create()
+    with torch.no_grad():
+        for event in events:
+            instrument.observe(event)
+    return finished(instrument)
+
+
+def finished(instrument: Instrument) -> dict[str, np.ndarray]:
+    return {
+        stat.name if stat.phase == "forward" else f"{stat.phase}:{stat.name}": value.double().numpy()
+        for stat, value in instrument.read().items()
+    }
+
+
+def assert_twin(found: dict[str, np.ndarray], expected: Numbers) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-12, err_msg=name)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- activation --------------------------------------------------------------------------------------------------
+
+
+def activation(x: Tensor, function: Callable[[Tensor], Tensor], channel_dim: int = -1) -> ActivationEvent:
+    return ActivationEvent(input=x, output=function(x), function=function, channel_dim=channel_dim)
+
+
+def activation_twin(x: np.ndarray, y: np.ndarray, slope: np.ndarray, largest_slope: float) -> Numbers:
+    """Of (tokens, channels)."""
+    return {
+        "input_mean": x.mean(),
+        "input_rms": np.sqrt((x**2).mean()),
+        "input_absmax": np.abs(x).max(),
+        "output_mean": y.mean(),
+        "output_rms": np.sqrt((y**2).mean()),
+        "output_absmax": np.abs(y).max(),
+        "mean_energy": (y.mean(0) ** 2).sum() / (y**2).mean(0).sum(),
+        "zero_gradient_share": (slope == 0).mean(),
+        "small_gradient_share": (np.abs(slope) < 1e-2 * largest_slope).mean(),
+        "dead_channel_share": (slope == 0).all(0).mean(),
+        "slope_rms": np.sqrt((slope**2).mean()),
+        "tokens": len(x),
+    }
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+SLOPES = {
+    "relu": (torch.relu, lambda x: (x > 0) * 1.0, 1.0),
+    "relu_in_place": (torch.relu_, lambda x: (x > 0) * 1.0, 1.0),
+    "tanh": (torch.tanh, lambda x: 1 - np.tanh(x) ** 2, 1.0),
+    "sigmoid": (torch.sigmoid, lambda x: sigmoid(x) * (1 - sigmoid(x)), 0.25),
+    "silu": (F.silu, lambda x: sigmoid(x) * (1 + x * (1 - sigmoid(x))), 1.0998393),
+    "relu_squared": (lambda x: torch.relu(x).square(), lambda x: 2 * np.maximum(x, 0), 20.0),
+}
+
+
+@pytest.mark.parametrize("shape", [(3, 50, 40), (200, 3000), (77,)])
+@pytest.mark.parametrize("name", SLOPES)
+def test_activation(name: str, shape: tuple[int, ...]):
+    """Channels have means of their own, some so low that ReLU is dead there."""
+    function, slope, largest = SLOPES[name]
+    x = drawn(*shape) + (torch.linspace(-4.5, 3, shape[-1]) if len(shape) > 1 else 0)
+    flat = x.double().reshape(-1, shape[-1] if len(shape) > 1 else 1)
+    event = ActivationEvent(input=x, output=function(x.clone()), function=function)
+    twin = activation_twin(flat.numpy(), function(flat.clone()).numpy(), slope(flat.numpy()), largest)
+    assert_twin(read("activation", event), twin)
+
+
+def test_channels_of_a_convolution():
+    x = drawn(2, 5, 6, 7) + torch.linspace(-4, 2, 5)[:, None, None]
+    flat = x.movedim(1, -1).reshape(-1, 5).double()
+    twin = activation_twin(flat.numpy(), torch.relu(flat).numpy(), (flat > 0).double().numpy(), 1.0)
+    assert_twin(read("activation", activation(x, torch.relu, channel_dim=1)), twin)
+
+
+@pytest.mark.parametrize(
+    ("function", "dtype", "dies_at"),
+    [
+        (torch.sigmoid, torch.float32, 16.69),
+        (torch.sigmoid, torch.bfloat16, 6.25),
+        (torch.sigmoid, torch.float16, 8.375),
+        (torch.tanh, torch.float32, 9.06),
+        (torch.tanh, torch.bfloat16, 3.5),
+    ],
+)
+def test_the_gradient_is_zero_where_the_dtype_says_so(function: Callable, dtype: torch.dtype, dies_at: float):
+    """The published thresholds of saturation; measured in float32, a sigmoid of bf16 would live until 16.69."""
+    for x, share in ((dies_at * 1.01, 1.0), (dies_at * 0.97, 0.0)):
+        event = activation(torch.full((4, 3), x).to(dtype), function)
+        found = read("activation", event)
+        assert found["zero_gradient_share"] == found["dead_channel_share"] == share
+
+
+# --- gate --------------------------------------------------------------------------------------------------------
+
+
+def gate_twin(a: np.ndarray, product: np.ndarray) -> Numbers:
+    """Of (tokens, channels)."""
+    centred = product - product.mean()
+    return {
+        "gate_open_share": (np.abs(a) > 0.5 * np.sqrt((a**2).mean())).mean(),
+        "selectivity": a.var(0).mean() / a.var(),
+        "product_absmax": np.abs(product).max(),
+        "product_kurtosis": (centred**4).mean() / (centred**2).mean() ** 2,
+        "dead_channel_share": (a == 0).all(0).mean(),
+        "tokens": len(a),
+    }
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+@pytest.mark.parametrize("shape", [(3, 40, 30), (100, 5000)])
+def test_gate(shape: tuple[int, ...], offset: float):
+    """With an offset, variance is what is left of a large mean: sums in float32 would lose it."""
+    a = torch.relu(drawn(*shape) + torch.linspace(-8, 2, shape[-1])) + offset
+    up = drawn(*shape, seed=1)
+    flat = [item.reshape(-1, shape[-1]).double().numpy() for item in (a, a * up)]
+    assert_twin(read("gate", GateEvent(activated=a, up=up, product=a * up)), gate_twin(flat[0], flat[1]))
+
+
+def test_a_gate_that_does_not_choose_and_one_that_only_chooses():
+    same = drawn(30).expand(50, 30)
+    alike = drawn(50, 1).expand(50, 30)
+    one = torch.ones(50, 30)
+    assert read("gate", GateEvent(activated=same, up=one, product=same))["selectivity"] == pytest.approx(0, abs=1e-12)
+    assert read("gate", GateEvent(activated=alike, up=one, product=alike))["selectivity"] == pytest.approx(1)
+
+
+# --- router, head ------------------------------------------------------------------------------------------------
+
+
+def test_router():
+    chosen = torch.tensor([[0, 1], [0, 2], [0, 1]])
+    share = np.array([3, 2, 1]) / 6
+    entropy = -(share * np.log(share)).sum() / np.log(4)
+    expected: Numbers = {"load_entropy_relative": entropy, "top_share": 0.5}
+    assert_twin(read("router", RouterEvent(chosen=chosen, experts=4)), expected)
+
+
+def head_twin(logits: np.ndarray, targets: np.ndarray) -> Numbers:
+    logits, targets = logits[targets >= 0], targets[targets >= 0]
+    rows = np.arange(len(targets))
+
+    def loss(temperature: float) -> float:
+        scaled = logits / temperature
+        return (np.log(np.exp(scaled - scaled.max(1)[:, None]).sum(1)) + scaled.max(1) - scaled[rows, targets]).mean()
+
+    logsumexp = np.log(np.exp(logits - logits.max(1)[:, None]).sum(1)) + logits.max(1)
+    p = np.exp(logits - logsumexp[:, None])
+    right, top = p.argmax(1) == targets, p.max(1)
+    bins = [(lower / 15 < top) & (top <= (lower + 1) / 15) for lower in range(15)]
+    return {
+        "loss": loss(1.0),
+        "logsumexp_mean": logsumexp.mean(),
+        "logit_absmax": np.abs(logits).max(),
+        "entropy": -np.where(p > 0, p * np.log(np.maximum(p, 1e-300)), 0).sum(1).mean(),
+        "top_probability": top.mean(),
+        "accuracy": right.mean(),
+        "ece": sum(abs(right[one].mean() - top[one].mean()) * one.mean() for one in bins if one.any()),
+        "optimal_temperature": min((2 ** (power / 6) for power in range(-12, 13)), key=loss),
+        "tokens": len(targets),
+    }
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 3.0, 300.0])
+@pytest.mark.parametrize(("rows", "classes"), [(500, 40), (1, 2), (130, 12_000)])
+def test_head(rows: int, classes: int, sharpness: float):
+    """Targets that are right more often than by chance; every seventh is ignored."""
+    logits = sharpness * drawn(rows, classes)
+    targets = (logits + 2 * sharpness * drawn(rows, classes, seed=1)).argmax(1)
+    targets[1::7] = -100
+    twin = head_twin(logits.double().numpy(), targets.numpy())
+    assert_twin(read("head", HeadEvent(logits=logits, targets=targets)), twin)
+
+
+def test_head_without_targets_and_with_excluded_classes():
+    """Without targets nothing is said of the loss; a class of logit −inf has probability 0 and entropy 0·log 0 = 0."""
+    logits = drawn(20, 9)
+    twin = head_twin(logits.double().numpy(), np.zeros(20, dtype=int))
+    wanted = ("logsumexp_mean", "logit_absmax", "entropy", "top_probability", "tokens")
+    assert_twin(read("head", HeadEvent(logits=logits)), {name: twin[name] for name in wanted})
+    widened = torch.cat([logits, torch.full((20, 1), -math.inf)], 1)
+    np.testing.assert_allclose(read("head", HeadEvent(logits=widened))["entropy"], twin["entropy"], rtol=1e-5)
+
+
+def test_optimal_temperature_finds_the_temperature():
+    """Targets drawn from the softmax of logits / 2: calibrated at temperature 2."""
+    logits = 2 * drawn(4000, 10)
+    noise = torch.rand(4000, 10, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    targets = (logits / 2 - (-noise.log()).log()).argmax(1)
+    found = read("head", HeadEvent(logits=logits, targets=targets))
+    assert found["optimal_temperature"] == pytest.approx(2, rel=0.13)
+    assert found["ece"] > 0.1
+
+
+# --- residual, parameter, numerics -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 33), (2, 6, 33), (1,)])
+def test_residual(shape: tuple[int, ...]):
+    x, gradient = drawn(*shape) * 5, drawn(*shape, seed=1)
+    size = np.abs(x.double().numpy())
+    expected: Numbers = {
+        "residual_rms": np.sqrt((size**2).mean()),
+        "residual_absmax_ratio": size.max() / np.median(size),
+        "backward:gradient_rms": np.sqrt((gradient.double().numpy() ** 2).mean()),
+    }
+    assert_twin(read("residual", OutputEvent(output=x), GradientEvent(gradient=gradient)), expected)
+
+
+def test_parameter():
+    weight, gradient, update = drawn(30, 20), drawn(30, 20, seed=1) * 1e-3, drawn(30, 20, seed=2) * 1e-5
+    rms = [np.sqrt((item.double().numpy() ** 2).mean()) for item in (weight, gradient, update)]
+    found = read("parameter", ParameterEvent(weight=weight, gradient=gradient, update=update))
+    expected: Numbers = {
+        "weight_rms": rms[0],
+        "backward:gradient_rms": rms[1],
+        "update:update_ratio": rms[2] / rms[0],
+    }
+    assert_twin(found, expected)
+    assert read("parameter", ParameterEvent(weight=weight)).keys() == {"weight_rms"}
+    zeros = torch.zeros(3)
+    assert read("parameter", ParameterEvent(weight=zeros, update=zeros))["update:update_ratio"] == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest"),
+    [(torch.float16, 65504.0), (torch.bfloat16, 3.3895314e38), (torch.float32, 3.4028235e38)],
+)
+def test_numerics(dtype: torch.dtype, largest: float):
+    x = (drawn(400, 500) * 3).to(dtype)
+    expected: Numbers = {
+        "nonfinite": 0,
+        "headroom_log2": np.log2(largest) - np.log2(np.abs(x.double().numpy()).max()),
+        "backward:nonfinite": 2,
+    }
+    gradient = x.clone()
+    gradient[7, 9], gradient[399, 499] = math.nan, -math.inf
+    assert_twin(read("module", OutputEvent(output=x), GradientEvent(gradient=gradient)), expected)
+
+
+# --- what holds for all ------------------------------------------------------------------------------------------
+
+
+def events(dtype: torch.dtype = torch.float32, batch: int = 6) -> dict[str, list[Event]]:
+    """Every kind of event for every kind of site, sliced along the batch by `part`."""
+    x, up = (drawn(batch, 10, 12, seed=seed).to(dtype) for seed in (0, 1))
+    query, key = (drawn(batch, heads, 10, 8, seed=2).to(dtype) for heads in (4, 2))
+    visible = torch.ones(10, 10, dtype=torch.bool).tril().expand(batch, 1, 10, 10)
+    added = torch.zeros(batch, 1, 10, 10).masked_fill(~visible, -math.inf)
+    padded = torch.arange(10).expand(batch, 10) < 2
+    logits = 3 * drawn(batch * 10, 7).to(dtype)
+    targets = torch.arange(batch * 10) % 7
+    return {
+        "activation": [activation(x, F.gelu)],
+        "gate": [GateEvent(activated=torch.relu(x), up=up, product=torch.relu(x) * up)],
+        "attention": [
+            AttentionEvent(query=query, key=key, scale=0.3, causal=True, padded_queries=padded),
+            AttentionEvent(query=query, key=key, scale=0.3, mask=visible),
+            AttentionEvent(query=query, key=key, scale=0.3, mask=added),
+            AttentionEvent(scores=query @ query.mT, visible=visible),
+            AttentionEvent(scores=query @ query.mT + added),
+        ],
+        "router": [RouterEvent(chosen=targets.reshape(-1, 2), experts=7)],
+        "head": [HeadEvent(logits=logits, targets=targets), HeadEvent(logits=logits)],
+        "residual": [OutputEvent(output=x), GradientEvent(gradient=up)],
+        "module": [OutputEvent(output=x), GradientEvent(gradient=up)],
+        "parameter": [ParameterEvent(weight=x, gradient=up, update=up)],
+    }
+
+
+def part(event: Event, index: slice) -> Event:
+    """The same event for some sequences of the batch of six."""
+    if isinstance(event, ParameterEvent):
+        return event
+    fields = {name: getattr(event, name) for name in event.__slots__}
+    for name, value in fields.items():
+        if isinstance(value, Tensor):
+            rows = value.shape[0] // 6
+            fields[name] = value[index.start * rows : index.stop * rows]
+    return type(event)(**fields)
+
+
+def test_every_kind_that_is_measured_has_an_instrument_and_an_event_here():
+    measured = {instrument.kind for instrument in INSTRUMENTS.values()}
+    assert measured == events().keys() == set(SITE_KINDS) - {"recurrence", "norm", "run"}
+    for kind, seen in events().items():
+        (create,) = for_kind(kind)
+        instrument = create()
+        for event in seen:
+            instrument.observe(event)
+        found = instrument.read()
+        assert found.keys() == set(create.stats), kind
+        for stat, value in found.items():
+            assert value.dim() == (1 if stat.axis else 0), stat
+
+
+@pytest.mark.parametrize("kind", events().keys())
+def test_merging_is_associative_and_equals_one_batch(kind: str):
+    (create,) = for_kind(kind)
+    for event in events()[kind]:
+        whole = read(kind, event)
+        for shape in ("left", "right"):
+            parts = [create() for _ in range(3)]
+            for instrument, index in zip(parts, (slice(0, 1), slice(1, 4), slice(4, 6)), strict=True):
+                instrument.observe(part(event, index))
+            if shape == "right":
+                parts[1].merge(parts[2])
+                parts[0].merge(parts[1])
+            else:
+                parts[0].merge(parts[1])
+                parts[0].merge(parts[2])
+            merged = finished(parts[0])
+            assert merged.keys() == whole.keys()
+            for name in merged.keys() - {"tokens"}:
+                np.testing.assert_allclose(merged[name], whole[name], rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", events().keys())
+def test_merging_into_or_from_nothing_seen(kind: str):
+    (create,) = for_kind(kind)
+    for seen_first in (True, False):
+        one, other = create(), create()
+        assert not one.read()
+        for event in events()[kind]:
+            (one if seen_first else other).observe(event)
+        expected = finished(one if seen_first else other)
+        one.merge(other)
+        for name, value in finished(one).items():
+            np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_nothing_waits_for_the_host(dtype: torch.dtype):
+    """Fake tensors have no values: an `.item()` or a branch on a value raises."""
+    with FakeTensorMode(), torch.no_grad():
+        for kind, seen in events(dtype).items():
+            (create,) = for_kind(kind)
+            first, second = create(), create()
+            for event in seen:
+                first.observe(event)
+                second.observe(event)
+            first.merge(second)
+            assert first.read().keys() == set(create.stats), kind
+        with pytest.raises(DataDependentOutputException):
+            float(torch.zeros(3).sum())  # what the instruments would have raised
+
+
+def test_random_state_and_events_stay_as_they_were():
+    state = torch.get_rng_state()
+    seen = events()
+    before = [
+        (value, value.clone())
+        for kind in seen.values()
+        for event in kind
+        for value in (getattr(event, name) for name in event.__slots__)
+        if isinstance(value, Tensor)
+    ]
+    for kind, several in seen.items():
+        read(kind, *several)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, copy) and not value.requires_grad for value, copy in before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("activation", {"input_mean", "input_rms", "input_absmax", "output_mean", "mean_energy", "slope_rms"}),
+        ("gate", {"gate_open_share", "selectivity", "product_absmax", "product_kurtosis"}),
+        ("head", {"loss", "logsumexp_mean", "logit_absmax", "entropy", "top_probability", "ece"}),
+        ("residual", {"residual_rms", "residual_absmax_ratio", "backward:gradient_rms"}),
+        ("parameter", {"weight_rms", "backward:gradient_rms", "update:update_ratio"}),
+    ],
+)
+def test_one_nan_is_seen(kind: str, names: set[str]):
+    for event in events()[kind]:
+        fields = {name: getattr(event, name) for name in event.__slots__}
+        for name, value in fields.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                fields[name] = value.clone()
+                fields[name].view(-1)[5] = math.nan
+        found = read(kind, type(event)(**fields))
+        assert all(np.isnan(found[name]) for name in names & found.keys())
+
+
+@pytest.mark.parametrize("kind", events().keys() - {"parameter", "attention"})
+def test_an_expert_without_tokens_is_nothing_seen(kind: str):
+    for event in events()[kind]:
+        assert read(kind, part(event, slice(0, 0))) == {}
+
+
+# --- magnitudes, moments -----------------------------------------------------------------------------------------
+
+
+def test_magnitudes_of_a_large_tensor_are_an_even_sample():
+    """Twelve channels of very different size: every stride that meets only some of them is far off."""
+    x = drawn(200_000, 12) * torch.tensor([1e-3] * 4 + [1.0] * 4 + [1e3] * 4)
+    sizes = Magnitudes()
+    for piece in x.split(70_000):
+        sizes.add(piece)
+    sizes.add(drawn(10))
+    exact = x.abs().flatten().double()
+    assert float(sizes.median()) == pytest.approx(float(exact.median()), rel=0.02)
+    for bound in (1e-4, 0.5, 700.0):
+        share = float((exact > bound).double().mean())
+        assert float(sizes.share_above(torch.tensor(bound))) == pytest.approx(share, abs=4e-3)
+
+
+def test_magnitudes_stay_small():
+    sizes = Magnitudes()
+    for seed in range(8):
+        sizes.add(drawn(300_000, seed=seed))
+        assert sum(part.numel() for part in sizes._parts) <= 2**19
+
+
+def test_merged_magnitudes_weigh_every_value_alike():
+    """A large tensor of ones and a small one of twos: a sample that forgot its strides would overrate the small one."""
+    large, small = Magnitudes(), Magnitudes()
+    large.add(torch.ones(2_000_000))
+    small.add(torch.full((500_000,), 2.0))
+    large.merge(small)
+    assert float(large.share_above(torch.tensor(1.5))) == pytest.approx(0.2, abs=1e-3)
+
+
+def test_moments_of_a_far_mean():
+    """Mean 1,000, deviation 1: raw moments in float32 would have no digit left."""
+    x = (1000 + drawn(3000)).double()
+    merged = Moments.of(x[:100].float()).merged(Moments.of(x[100:].float()))
+    x = x.float().double().numpy()
+    assert float(merged.variance) == pytest.approx(x.var(), rel=1e-6)
+    assert float(merged.kurtosis) == pytest.approx(((x - x.mean()) ** 4).mean() / x.var() ** 2, rel=1e-6)
