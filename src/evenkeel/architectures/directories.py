@@ -24,16 +24,8 @@ _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
-_TOKENIZER_DATA = (
-    "tokenizer.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "*.model",
-    "*.tiktoken",
-)
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
+_TOKENIZER_DATA = (*_VOCABULARIES, "merges.txt", "added_tokens.json", "special_tokens_map.json")
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack")
 
 
@@ -51,10 +43,14 @@ class Weight:
 
 @dataclass(frozen=True)
 class Directory:
-    """What a model directory says before anything of it runs; `files` are its weight files, in order."""
+    """What a model directory says before anything of it runs.
+
+    config, tokenizer_config: without the keys that name code. files: names of the weight files, sorted.
+    """
 
     path: Path
     config: dict[str, Any]
+    tokenizer_config: dict[str, Any]
     files: tuple[str, ...]
     weights: Mapping[str, Weight]
     notes: tuple[str, ...] = ()
@@ -71,7 +67,7 @@ class Directory:
 
     @property
     def has_tokenizer(self) -> bool:
-        return any(True for pattern in _TOKENIZER_DATA for _ in self.path.glob(pattern))
+        return any(True for pattern in _VOCABULARIES for _ in self.path.glob(pattern))
 
 
 def demo_directory() -> Path:
@@ -92,7 +88,8 @@ def open_directory(directory: str | Path) -> Directory:
     path = _existing(directory)
     if not (path / _CONFIG).is_file():
         raise ModelError(f"{_named(path)} holds no config.json; {_remedy_without_config(path)}")
-    config, dropped = without_code(read_json(path / _CONFIG))
+    config, notes = _settings(path / _CONFIG)
+    tokenizer_config, more = _settings(path / _TOKENIZER_CONFIG) if (path / _TOKENIZER_CONFIG).is_file() else ({}, ())
     method = quantisation(config)
     if method is not None:
         raise ModelError(
@@ -104,8 +101,7 @@ def open_directory(directory: str | Path) -> Directory:
         weights |= _header(path / name)
     if not weights:
         raise ModelError(f"{_named(path)} holds no weights: {', '.join(files)} is empty; copy the file anew")
-    notes = [f"dropped from config.json, because it names code to run: {', '.join(dropped)}"] if dropped else []
-    return Directory(path, config, files, weights, tuple(notes))
+    return Directory(path, config, tokenizer_config, files, weights, (*notes, *more))
 
 
 @contextmanager
@@ -124,15 +120,17 @@ def data_only(directory: Directory) -> Iterator[Path]:
         for pattern in _TOKENIZER_DATA:
             for source in directory.path.glob(pattern):
                 (staged / source.name).symlink_to(source.resolve())
-        if (directory.path / _TOKENIZER_CONFIG).is_file():
-            settings, _ = without_code(read_json(directory.path / _TOKENIZER_CONFIG))
-            _write_json(staged / _TOKENIZER_CONFIG, settings)
-        _write_json(staged / _CONFIG, directory.config)
+        for file, settings in ((_CONFIG, directory.config), (_TOKENIZER_CONFIG, directory.tokenizer_config)):
+            (staged / file).write_text(json.dumps(settings), encoding="utf-8")
         yield staged
 
 
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data), encoding="utf-8")
+def _settings(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A config file without the keys that name code, and a note that lists them if there were any."""
+    kept, dropped = without_code(read_json(path))
+    if not dropped:
+        return kept, ()
+    return kept, (f"dropped from {path.name}, because it names code to run: {', '.join(dropped)}",)
 
 
 def _existing(directory: str | Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from .loading import LoadedModel
 from .offline import offline_and_quiet
 from .tokenizers import Tokenizer
 
+_LAYER_NUMBER = re.compile(r"\.\d+(?=\.)")
 _SEED = 0
 _NAMED = 3
 
@@ -49,6 +51,7 @@ def _load_model(
                 local_files_only=True,
                 use_safetensors=True,
                 trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # so that they are reported, with names, instead of logged
                 output_loading_info=True,
                 **optional,
             )
@@ -59,7 +62,7 @@ def _load_model(
         ) from error
     model, info = loaded
     _check_format(model, directory)
-    _check_belonging(model, info["missing_keys"], directory)
+    _check_complete(model, info["missing_keys"], info["mismatched_keys"], directory)
     return model, [*notes, *_weight_notes(model, info["missing_keys"], info["unexpected_keys"])]
 
 
@@ -78,12 +81,21 @@ def _check_format(model: PreTrainedModel, directory: Directory) -> None:
         raise ModelError(f"{directory.name} is in {name}, in which it cannot run; give --dtype float32")
 
 
-def _check_belonging(model: PreTrainedModel, missing: Collection[str], directory: Directory) -> None:
-    expected = len(model.state_dict())
-    if 2 * len(missing) > expected:
+def _check_complete(
+    model: PreTrainedModel, missing: Collection[str], mismatched: Collection[Any], directory: Directory
+) -> None:
+    """A head or a pooling layer may be missing; weights of another shape, or of one layer among its like, may not."""
+    for name, found, expected in sorted(mismatched):
         raise ModelError(
-            f"the weights of {directory.name} are not those of {type(model).__name__}: {len(missing)} of its "
-            f"{expected} are missing; do config.json and the weights belong together?"
+            f"weight {clean_name(name)} of {directory.name} has shape {tuple(found)} and config.json asks for "
+            f"{tuple(expected)}; give the config and the weights of one model"
+        )
+    present = {_LAYER_NUMBER.sub(".*", name) for name in model.state_dict().keys() - missing}
+    lost = [name for name in missing if _LAYER_NUMBER.sub(".*", name) in present]
+    if lost or not present:
+        raise ModelError(
+            f"{directory.name} lacks {len(lost) or len(missing)} weights of {type(model).__name__}, among them "
+            f"{_some(lost or missing)}; give the config and all the weights of one model"
         )
 
 
@@ -105,8 +117,9 @@ def _class_notes(chosen: type[PreTrainedModel], directory: Directory) -> list[st
     named = directory.config.get("architectures")
     if isinstance(named, list) and chosen.__name__ in named:
         return []
-    said = f"names {clean_name(', '.join(map(str, named)))}" if isinstance(named, list) and named else "names no class"
-    return [f"config.json {said} that transformers has; loaded as {chosen.__name__}"]
+    named = clean_name(", ".join(map(str, named))) if isinstance(named, list) else ""
+    said = f"names {named}, which transformers does not have" if named else "names no class"
+    return [f"config.json {said}; loaded as {chosen.__name__}"]
 
 
 def _some(names: Collection[str]) -> str:
@@ -122,7 +135,7 @@ def _load_tokenizer(config: PreTrainedConfig, directory: Directory, staged: Path
             staged, config=config, local_files_only=True, trust_remote_code=False, verbose=False
         )
         tokens = tokenizer.encode("evenkeel", add_special_tokens=False)
-    except Exception as error:  # tokenizers fail in many ways, panics of their Rust code included
+    except Exception as error:  # every tokenizer class fails in its own way
         raise ModelError(
             f"the tokenizer of {directory.name} cannot be loaded: {in_one_line(error)}; copy its files anew, or remove "
             "them to measure on random tokens"

@@ -21,8 +21,9 @@ Pieces = Sequence[Sequence[int]]
 
 BATCH_TOKENS = 1024
 """The most tokens in one batch; this decides how much memory a batch takes."""
+LONGEST_ROW = 512
+"""The most tokens in one row."""
 
-_LONGEST_ROW = 512
 _IGNORED = -100
 _MASKED_SHARE = 0.15  # Devlin et al. 2019, section 3.1; here all of them become the mask token
 _PICTURES, _SOUNDS, _SAMPLES, _TARGET = 4, 2, 16_000, 16
@@ -47,7 +48,7 @@ class Rows:
         """The rows of a loaded model when there are `tokens` tokens in all; raises ModelError without a vocabulary."""
         tokenizer, vocabulary = loaded.tokenizer, _vocabulary(loaded)
         before, after = _special_tokens(tokenizer) if tokenizer is not None else ((), ())
-        longest = min(_LONGEST_ROW, tokens, *_position_limits(loaded))
+        longest = min(LONGEST_ROW, tokens, *_position_limits(loaded))
         sequences = 2 if loaded.kind == "encoder_decoder" else 1
         length = max(longest - sequences * (len(before) + len(after)), 2)
         if tokenizer is None:
@@ -59,8 +60,8 @@ class Rows:
     def random(self, tokens: int) -> list[list[int]]:
         """Pieces of uniformly random ids, the padding id left out; the same every time."""
         count = max(tokens // self.length, 1)
-        drawn = torch.randint(1, max(self.vocabulary, 2), (count, self.length), generator=_generator())
-        drawn[drawn == self.padding] = 0 if self.padding else min(1, self.vocabulary - 1)
+        drawn = torch.randint(1, self.vocabulary, (count, self.length), generator=_generator())
+        drawn[drawn == self.padding] = 0
         return drawn.tolist()
 
     def around(self, piece: Sequence[int]) -> list[int]:
@@ -219,8 +220,8 @@ def _special_tokens(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, .
 
 def _vocabulary(loaded: LoadedModel) -> int:
     size = _setting(loaded, "vocab_size") or loaded.config.get("vocabulary")
-    if not isinstance(size, int) or size < 1:
-        raise ModelError("inputs cannot be made: the config names no vocab_size")
+    if not isinstance(size, int) or size < 2:
+        raise ModelError(f"inputs cannot be made: the config's vocab_size is {size} and must be 2 or more")
     return size
 
 

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
             "--data out to measure on random tokens"
         )
     diagnosis = _diagnose(directory, arguments, texts, tokens)
-    return finish(diagnosis.document, arguments)
+    return finish(diagnosis, arguments)
 
 
 def _diagnose(directory: Directory, arguments: argparse.Namespace, texts: list[str] | None, tokens: int) -> Diagnosis:

@@ -33,8 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; with EVENKEEL_TRACEBACK=1 errors are raised instead."""
-    arguments = build_parser().parse_args(argv)
     try:
+        arguments = build_parser().parse_args(argv)
         code = arguments.run(arguments)
         sys.stdout.flush()  # here, where a closed pipe can still be answered
         return code
