@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from evenkeel.cli.main import COMMANDS, main
 from evenkeel.instruments import INSTRUMENTS
 from evenkeel.nn.config import TransformerConfig
-from evenkeel.rules import RULES, Example, Measurements, Rule, apply, at, example, judge
+from evenkeel.rules import RULES, Example, Measurements, Place, Rule, apply, at, example, judge
 from evenkeel.rules.run import RUN
 from evenkeel.schema import Finding, StepLog
 
@@ -177,7 +178,7 @@ def attention_of_normal_scores(spread: float, keys: int, rng: np.random.Generato
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     entropy = -(weights * np.log(np.maximum(weights, 1e-300))).sum(-1).mean(-1)
-    readings = {
+    found: dict[str, Any] = {
         "entropy": entropy,
         "entropy_relative": entropy / math.log(keys),
         "score_std": scores.std((1, 2)),
@@ -185,7 +186,8 @@ def attention_of_normal_scores(spread: float, keys: int, rng: np.random.Generato
         "sink_mass": weights[:, :, 0].mean(-1),
         "max_logit": scores.max((1, 2)),
     }
-    place = at("layers.0.attn:attention.softmax", **{stat: tuple(values.tolist()) for stat, values in readings.items()})
+    per_head: dict[str, Any] = {stat: tuple(values.tolist()) for stat, values in found.items()}
+    place = at("layers.0.attn:attention.softmax", **per_head)
     return example(f"normal scores of spread {spread:.2f} over {keys} keys", place)
 
 
@@ -213,9 +215,9 @@ def test_uniform_attention_warns_only_where_the_model_has_learned():
     assert only("ATT302", example("after learning", place, log=falling)).severity == "warning"
 
 
-def blocks(gradients: list[float], *, prefix: str = "layers", rms: float = 1.0):
+def blocks(gradients: list[float], *, prefix: str = "layers") -> list[Place]:
     return [
-        at(f"{prefix}.{n}:residual.block", residual_rms=rms, backward={"gradient_rms": value})
+        at(f"{prefix}.{n}:residual.block", residual_rms=1.0, backward={"gradient_rms": value})
         for n, value in enumerate(gradients)
     ]
 
@@ -234,7 +236,7 @@ def test_a_post_norm_stack_passes_at_every_depth_and_a_plain_sigmoid_stack_does_
     post_norm = [2.0 ** (-(depth - n) / 2) for n in range(depth)]
     sigmoid = [0.05 ** (depth - n) for n in range(depth)]
     assert outcome("GRD501", example("post-norm", *blocks(post_norm), HEAD)) == "pass"
-    assert outcome("GRD501", example("plain sigmoid", *blocks(sigmoid), HEAD)) == ("fail" if depth > 2 else "pass")
+    assert outcome("GRD501", example("plain sigmoid", *blocks(sigmoid), HEAD)) == "fail"
 
 
 def test_vanishing_names_the_narrowest_pair():
@@ -295,8 +297,8 @@ def run(*losses: float, jumps: dict[int, float]) -> tuple[StepLog, ...]:
     )
 
 
-def readings(path: str, stat: str, values: list[float]):
-    return [at(f"{path}:residual.block", step=step, **{stat: value}) for step, value in enumerate(values)]
+def sizes(path: str, values: list[float]) -> list[Place]:
+    return [at(f"{path}:residual.block", step=step, residual_rms=value) for step, value in enumerate(values)]
 
 
 def test_a_spike_that_came_back_is_info_and_one_that_did_not_a_warning():
@@ -316,9 +318,9 @@ def test_of_a_lost_run_only_the_first_lost_step_is_told():
 def test_what_moved_first_goes_by_step_then_by_execution_order():
     log = run(*[2.0] * 8, 9.0, jumps={8: 50.0})
     steady = [1.0, 1.1, 1.0, 1.1, 1.0, 1.1, 1.0]
-    early = readings("layers.2", "residual_rms", [*steady, 5.0, 5.0])
-    late = readings("layers.0", "residual_rms", [*steady, 1.1, 9.0])
-    twin = readings("layers.1", "residual_rms", [*steady, 5.0, 5.0])
+    early = sizes("layers.2", [*steady, 5.0, 5.0])
+    late = sizes("layers.0", [*steady, 1.1, 9.0])
+    twin = sizes("layers.1", [*steady, 5.0, 5.0])
     finding = only("RUN801", example("by step", *late, *early, log=log))
     assert finding.sites == (RUN.id, "layers.2:residual.block") and "at step 7" in finding.message
     finding = only("RUN801", example("by order", *late, *twin, *early, log=log))
@@ -327,7 +329,7 @@ def test_what_moved_first_goes_by_step_then_by_execution_order():
 
 def test_a_reading_inside_its_own_range_did_not_move():
     log = run(*[2.0] * 8, 9.0, jumps={8: 50.0})
-    finding = only("RUN801", example("steady", *readings("layers.0", "residual_rms", [1.0, 1.1] * 4 + [1.15]), log=log))
+    finding = only("RUN801", example("steady", *sizes("layers.0", [1.0, 1.1] * 4 + [1.15]), log=log))
     assert finding.sites == (RUN.id,) and "measure more often" in finding.message
 
 
