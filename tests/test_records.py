@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from evenkeel.errors import RecordError, RecordWarning
@@ -71,6 +71,7 @@ def test_values_come_back_bit_for_bit(values: list[float]) -> None:
     st.text(max_size=20),
     st.booleans(),
 )
+@example(math.nan, -math.inf, math.inf, "[/x]", True)
 def test_step_logs_come_back(
     loss: float | None, norm: float | None, jump: float | None, batch: str, measured: bool
 ) -> None:
@@ -132,6 +133,14 @@ def test_step_logs_are_held_and_written_with_the_next_step(tmp_path: Path) -> No
         record.log(StepLog(step=151))
         assert on_file() == list(range(150))
     assert on_file() == [*range(150), 151]
+
+
+def test_a_closed_record_says_so_instead_of_keeping_readings_to_itself(tmp_path: Path) -> None:
+    record = Record.create(tmp_path / "r", MODEL, DATA)
+    record.close()
+    record.close()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        record.append(0, [SITE], [reading(0, 1.0)])
 
 
 def test_a_reading_must_belong_to_its_step_and_a_known_site(tmp_path: Path) -> None:
@@ -263,18 +272,20 @@ while True:
 
 def test_a_kill_at_the_commit_leaves_one_file_with_every_finished_step(tmp_path: Path) -> None:
     program = """
-import signal
+import shutil, signal
 for step in range(3):
     record.append(step, SITES, readings(step))
 def kill_at_commit(statement):
     if statement == "COMMIT":
         os.kill(os.getpid(), signal.SIGKILL)
 record._connection.set_trace_callback(kill_at_commit)
-record.append(3, SITES, readings(3))
+shutil.copy(sys.argv[1], sys.argv[1] + ".before")
+record.append(3, SITES, readings(3) * 300)  # more than SQLite's cache holds
 """
     path = tmp_path / "r"
     child = subprocess.run([sys.executable, "-c", CHILD + program, path])
     assert child.returncode == -signal.SIGKILL
+    assert path.read_bytes() == (tmp_path / "r.before").read_bytes()
     copy = shutil.copy(path, tmp_path / "copy")
     for item in (copy, path):
         with Record.open(item) as record:
@@ -298,7 +309,7 @@ assert record.steps() == tuple(range(40)) and len(record.log_entries()) == 40
 assert all([item.values for item in record.readings(step)] == [item.values for item in readings(step)]
            for step in range(40))
 record.close()
-print(str(caught[0].message).split("keeps its ")[1].split()[0])
+print(str(caught[0].message).split("with its ")[1].split()[0])
 """
     path = tmp_path / "r"
     child = subprocess.run([sys.executable, "-c", CHILD + program, path], capture_output=True, text=True)
@@ -324,19 +335,21 @@ def test_a_path_that_cannot_be_written_is_one_warning(tmp_path: Path) -> None:
         assert str(path) in str(caught[0].message)
 
 
-def test_a_file_that_is_refused_later_is_continued_in_memory(tmp_path: Path) -> None:
-    """By a lock that another connection holds: it refuses the superuser as well."""
+@pytest.mark.parametrize(("lock", "kept"), [("IMMEDIATE", (0,)), ("EXCLUSIVE", ())])
+def test_a_file_that_is_refused_later_is_continued_in_memory(lock: str, kept: tuple[int, ...], tmp_path: Path) -> None:
+    """By a lock that another connection holds: it refuses the superuser as well; EXCLUSIVE cannot be read either."""
     path = tmp_path / "r"
     with Record.create(path, MODEL, DATA) as record:
         record.append(0, [SITE], [reading(0, 1.0)])
         other = sqlite3.connect(path, isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
+        other.execute(f"BEGIN {lock}")
         record._connection.execute("PRAGMA busy_timeout = 0")
-        with pytest.warns(RecordWarning, match="locked.*keeps its 1 measured"):
+        with pytest.warns(RecordWarning, match=f"locked.*with its {len(kept)} measured"):
             record.append(1, [SITE], [reading(1, 2.0)])
         other.execute("ROLLBACK")
         record.append(2, [SITE], [reading(2, 3.0)])
-        assert record.steps() == (0, 1, 2) and record.sites() == (SITE,)
+        assert record.steps() == (*kept, 1, 2) and record.sites() == (SITE,)
+        assert (record.model, record.data) == (MODEL, DATA)
     assert Record.open(path).steps() == (0,)
 
 

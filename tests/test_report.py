@@ -73,6 +73,7 @@ def test_a_drawn_number_is_within_half_a_digit_and_short(value: float) -> None:
 
 
 @given(st.floats(0, 1))
+@example(0.997)
 @example(0.9996)
 @example(0.99949)
 @example(5e-5)
@@ -187,6 +188,26 @@ def test_stacks_are_drawn_apart_and_lonely_places_below() -> None:
     assert any(re.fullmatch(r"pooler\.activation +3\.0%", line) for line in drawn)
 
 
+def test_a_place_belongs_to_the_innermost_block() -> None:
+    inner = Site(path="layers.0.experts.3", kind="residual", op="block")
+    expert = Site(path="layers.0.experts.3.act", kind="activation", op="silu")
+    base = document()
+    more = (reading(inner, "residual_rms", 9.0), reading(expert, "small_gradient_share", 0.44))
+    drawn = lines(text.render(replace(base, sites=(*base.sites, inner, expert), readings=(*base.readings, *more))))
+    assert any(re.fullmatch(r"0\.3 +44% +9\.00", line) for line in drawn)
+    assert "93%!" in rows(drawn)[0] and "44%" not in rows(drawn)[0]
+
+
+def test_titles_of_groups_stand_over_their_columns() -> None:
+    base = document()
+    few = ("small_gradient_share", "entropy_relative", "gradient_rms")
+    drawn = lines(text.render(replace(base, readings=tuple(item for item in base.readings if item.stat in few))))
+    titles = next(line for line in drawn if line.startswith("block "))
+    groups = drawn[drawn.index(titles) - 1]
+    for group, title in (("activation", "flat"), ("attention", "entropy"), ("block output", "gradient")):
+        assert groups.index(group) + len(group) == titles.index(title) + len(title)
+
+
 def test_a_block_with_another_activation_says_so() -> None:
     base = document()
     odd = replace(block(1)[1], op="sigmoid")
@@ -202,6 +223,7 @@ def test_a_finding_marks_the_number_that_it_is_about() -> None:
     evidence = base.findings[0].evidence[0]
     found = (
         finding("ATT303", attention, severity="error", evidence=(replace(evidence, stat="max_logit"),)),
+        finding("ATT301", attention, severity="warning", evidence=(replace(evidence, stat="max_logit"),)),
         finding("ATT302", attention, severity="info", evidence=(replace(evidence, stat="softmax_gain"),)),
         finding("GRD501", residual, evidence=(replace(evidence, stat="gradient_rms"),)),
         finding("NUM601", weight, severity="error"),
@@ -300,20 +322,19 @@ def test_hostile_text_is_only_text(name: str, color: bool) -> None:
 
 
 def test_color_only_adds_color_whatever_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = text.render(document())
-    for variables in ({}, {"NO_COLOR": "1"}, {"TERM": "dumb"}, {"FORCE_COLOR": "1"}, {"COLUMNS": "33"}):
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        assert text.render(document()) == plain
-        colored = text.render(document(), color=True)
-        assert "\x1b[" in colored
-        assert re.sub(r"\x1b\[[0-9;]*m", "", colored).split() == plain.split()
+    plain, colored = (text.render(document(), width=100, color=color) for color in (False, True))
+    assert "\x1b[33m" in colored
+    assert re.sub(r"\x1b\[[0-9;]*m", "", colored).split() == plain.split()
+    for name, value in (("NO_COLOR", "1"), ("FORCE_COLOR", "1"), ("TERM", "dumb"), ("COLUMNS", "33")):
+        monkeypatch.setenv(name, value)
+        assert text.render(document(), width=100) == plain
+        assert text.render(document(), width=100, color=True) == colored
 
 
 def test_json_is_the_document() -> None:
     base = document()
     nan = replace(base.readings[0], values=(math.nan, math.inf))
-    base = replace(base, readings=(nan, *base.readings[1:]))
+    base = replace(base, readings=(nan, *base.readings[1:]), notes=("naïve \U0001f600",))
     drawn = FORMATS["json"](base)
     assert drawn.isascii() and json.loads(drawn) == base.to_dict()
     assert repr(Document.from_dict(json.loads(drawn))) == repr(base)

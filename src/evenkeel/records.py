@@ -12,7 +12,7 @@ import os
 import sqlite3
 import struct
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -97,7 +97,7 @@ class Record:
         try:
             if _rows(connection, path, "SELECT 1 FROM sqlite_master LIMIT 1"):
                 _check_is_record(connection, path)
-                _check_same(path, _model_of(connection, path), model)
+                _check_same(path, _info(connection, path)[0], model)
         except RecordError:
             connection.close()
             raise
@@ -117,7 +117,7 @@ class Record:
         try:
             _check_is_record(connection, path)
             connection.execute("PRAGMA query_only = ON")
-            return cls(connection, path, _model_of(connection, path), _data_of(connection, path))
+            return cls(connection, path, *_info(connection, path))
         except RecordError:
             connection.close()
             raise
@@ -237,18 +237,18 @@ class Record:
 
     def _go_on_in_memory(self, error: sqlite3.Error) -> None:
         memory = _connect_memory()
+        _in_transaction(memory, self._prepare)
         with suppress(sqlite3.Error):  # a file that cannot even be read has nothing to carry along
-            self._connection.backup(memory)
+            _in_transaction(memory, lambda target: _carry_over(self._connection, target))
         self._connection.close()
         self._connection = memory
-        _in_transaction(memory, self._prepare)
         self._warn(error, kept=len(self.steps()))
 
     def _warn(self, error: Exception, kept: int) -> None:
         path, self._path = self._path, None
         warnings.warn(
-            f"the record {_shown(path)} cannot be written ({error}); going on in memory: the file keeps its {kept} "
-            "measured steps, later ones last as long as this process",
+            f"the record {_shown(path)} cannot be written ({error}); going on in memory with its {kept} "
+            "measured steps; later ones last as long as this process",
             RecordWarning,
             stacklevel=2,
         )
@@ -277,6 +277,15 @@ def _in_transaction(connection: sqlite3.Connection, action: Callable[[sqlite3.Co
         if connection.in_transaction:  # SQLite itself rolls back after some errors
             connection.execute("ROLLBACK")
         raise
+
+
+def _carry_over(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    """Every row of every table (`Connection.backup` would wait for ever on a locked file)."""
+    for (table,) in source.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+        rows = source.execute(f"SELECT * FROM {table}").fetchall()
+        if rows:
+            places = ", ".join("?" * len(rows[0]))
+            target.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({places})", rows)
 
 
 def _rows(connection: sqlite3.Connection, path: Path | None, query: str, parameters: Sequence[Any] = ()) -> list[Any]:
@@ -313,16 +322,9 @@ def _identity(model: ModelInfo) -> str:
     return f"{model.class_name} ({model.parameters:,} parameters, structure {model.structure[:12] or 'unknown'})"
 
 
-def _model_of(connection: sqlite3.Connection, path: Path) -> ModelInfo:
-    return ModelInfo.from_dict(_info(connection, path, "model"))
-
-
-def _data_of(connection: sqlite3.Connection, path: Path) -> DataInfo:
-    return DataInfo.from_dict(_info(connection, path, "data"))
-
-
-def _info(connection: sqlite3.Connection, path: Path, key: str) -> Mapping[str, Any]:
-    return json.loads(_rows(connection, path, "SELECT value FROM info WHERE key = ?", (key,))[0][0])
+def _info(connection: sqlite3.Connection, path: Path) -> tuple[ModelInfo, DataInfo]:
+    found = dict(_rows(connection, path, "SELECT key, value FROM info"))
+    return ModelInfo.from_dict(json.loads(found["model"])), DataInfo.from_dict(json.loads(found["data"]))
 
 
 def _shown(path: Path | None) -> str:
@@ -335,19 +337,15 @@ def _storable(text: str) -> str:
 
 
 def _put_sites(connection: sqlite3.Connection, sites: Iterable[Site]) -> None:
+    def row(site: Site) -> tuple[Any, ...]:
+        site_id, path, op, reason = map(_storable, (site.id, site.path, site.op, site.reason))
+        return site_id, path, site.kind, op, site.call, site.status, reason
+
     connection.executemany(
         """INSERT INTO site (id, path, kind, op, call, status, reason) VALUES (?, ?, ?, ?, ?, ?, ?)
            ON CONFLICT (id) DO UPDATE SET status = excluded.status, reason = excluded.reason
            WHERE site.status != 'measured'""",
-        (
-            (
-                *(_storable(text) for text in (site.id, site.path, site.kind, site.op)),
-                site.call,
-                site.status,
-                _storable(site.reason),
-            )
-            for site in sites
-        ),
+        map(row, sites),
     )
 
 
@@ -368,37 +366,22 @@ def _put_readings(connection: sqlite3.Connection, step: int, readings: Sequence[
             )
         return step, site, stat_numbers[item.stat, item.phase, item.axis, item.unit], _pack(item.values)
 
-    rows = (row(item) for item in readings)
-    connection.executemany("INSERT INTO reading (step, site, stat, numbers) VALUES (?, ?, ?, ?)", rows)
+    connection.executemany("INSERT INTO reading (step, site, stat, numbers) VALUES (?, ?, ?, ?)", map(row, readings))
 
 
 def _put_log(connection: sqlite3.Connection, entries: Iterable[StepLog]) -> None:
-    connection.executemany(
-        "INSERT INTO log (step, loss, gradient_norm, batch, measured, jump) VALUES (?, ?, ?, ?, ?, ?)",
-        (
-            (
-                entry.step,
-                _encode(entry.loss),
-                _encode(entry.gradient_norm),
-                _storable(entry.batch),
-                entry.measured,
-                _encode(entry.jump),
-            )
-            for entry in entries
-        ),
-    )
+    def row(entry: StepLog) -> tuple[Any, ...]:
+        loss, gradient_norm, jump = map(_encode, (entry.loss, entry.gradient_norm, entry.jump))
+        return entry.step, loss, gradient_norm, _storable(entry.batch), entry.measured, jump
+
+    names = "step, loss, gradient_norm, batch, measured, jump"
+    connection.executemany(f"INSERT INTO log ({names}) VALUES (?, ?, ?, ?, ?, ?)", map(row, entries))
 
 
 def _log_entry(row: tuple[Any, ...]) -> StepLog:
     step, loss, gradient_norm, batch, measured, jump = row
-    return StepLog(
-        step=step,
-        loss=_decode(loss),
-        gradient_norm=_decode(gradient_norm),
-        batch=batch,
-        measured=bool(measured),
-        jump=_decode(jump),
-    )
+    numbers = {"loss": _decode(loss), "gradient_norm": _decode(gradient_norm), "jump": _decode(jump)}
+    return StepLog(step=step, batch=batch, measured=bool(measured), **numbers)
 
 
 def _encode(value: float | None) -> float | str | None:

@@ -74,7 +74,6 @@ def _drawn(sections: Iterable[RenderableType | None], width: int, color: bool) -
         file=io.StringIO(),
         width=width,
         height=100,  # with both sizes given, rich asks neither the terminal nor the environment
-        force_terminal=color,
         color_system="standard" if color else None,
         no_color=not color,
         markup=False,
