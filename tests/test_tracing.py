@@ -302,3 +302,53 @@ def test_decoding_with_a_cache_sees_few_queries_and_many_keys() -> None:
         if isinstance(event, AttentionEvent) and event.query is not None and event.key is not None
     ]
     assert sorted(set(shapes)) == [(1, 5), (1, 6), (4, 4)]
+
+
+def test_a_failing_instrument_costs_its_site_and_not_the_step() -> None:
+    model, batch = families.make("llama")
+
+    def observe(site: Site, event: Event) -> None:
+        if site.kind == "gate":
+            raise ValueError("in an instrument")
+
+    tracer = Tracer(Structure(model), observe)
+    with tracer:
+        loss = model(**batch).loss
+    assert torch.equal(loss, model(**batch).loss)
+    failed = [site for site in tracer.sites if site.status == "not_measured"]
+    assert [site.kind for site in failed] == ["gate", "gate"]
+    assert all("ValueError: in an instrument" in site.reason for site in failed)
+
+
+class Raising(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, 1:].relu() if x.dim() == 3 else {}["nothing"]
+
+
+class ScaledElu(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.steepness = nn.Parameter(torch.tensor([1.5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, self.steepness * torch.expm1(x))
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        (nn.Softmax(-1), ["0.1 activation softmax"]),
+        (nn.LayerNorm(16, elementwise_affine=False), []),
+        (nn.AvgPool1d(3), []),
+        (nn.Dropout(0.3), []),
+        (Raising(), ["0.1 activation relu"]),
+        (ScaledElu(), ["0.1 activation unknown pointwise"]),
+    ],
+    ids=lambda item: type(item).__name__,
+)
+def test_what_is_elementwise_and_what_is_not(part: nn.Module, expected: list[str]) -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(16, 16), part))
+    state = torch.get_rng_state()
+    sites, _ = trace(model.eval(), lambda: model(torch.ones(2, 5, 16)))
+    assert places(sites) == expected
+    assert torch.equal(torch.get_rng_state(), state)

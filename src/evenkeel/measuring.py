@@ -44,7 +44,8 @@ class Measurement:
         """Take over the traced sites in their order, and drop what turned out to be none of them."""
         parameters = [site for site in self._sites.values() if site.kind == "parameter"]
         self._sites = {site.id: site for site in (*sites, *parameters)}
-        self._instruments = {key: value for key, value in self._instruments.items() if key in self._sites}
+        measured = {key for key, site in self._sites.items() if site.status == "measured"}
+        self._instruments = {key: value for key, value in self._instruments.items() if key in measured}
 
     def merge(self, other: Measurement) -> None:
         """Take in everything that another measurement of the same model saw."""

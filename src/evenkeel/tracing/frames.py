@@ -61,14 +61,14 @@ class Structure:
         self._named: dict[tuple[int, bool], str | None] = {}
 
     def pointwise_op(self, module: nn.Module) -> str | None:
-        """The op of a parameterless elementwise module, None for every other module."""
+        """The op of an elementwise module without parameters (or with scalar ones), None for every other module."""
         key = (id(module), module.training)
         if key not in self._named:
             self._named[key] = self._name(module)
         return self._named[key]
 
     def _name(self, module: nn.Module) -> str | None:
-        if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
+        if any(item.numel() != 1 for item in (*module.parameters(), *module.buffers())):
             return None
         function = bare_function(module)
         return self.namer.of_function(function) if self.namer.is_elementwise(function) else None

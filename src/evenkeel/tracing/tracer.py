@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from ..schema import Site, SiteKind, SiteStatus
+from ..schema import Site, SiteKind, SiteStatus, clean_name
 from . import calls, pointwise
 from .blocks import without_other_layers
 from .call import Call
@@ -146,9 +147,14 @@ class Tracer(TorchFunctionMode):
         return site
 
     def emit(self, site: Site, event: Event) -> None:
-        """Let the instruments of a site see an event."""
-        with quietly():
-            self._observe(site, event)
+        """Let the instruments of a site see an event; one that fails costs its site's readings, never the step."""
+        try:
+            with quietly():
+                self._observe(site, event)
+        except Exception as error:
+            reason = clean_name(f"its instrument failed with {type(error).__name__}: {error}")
+            order, known = self._sites[site.id]
+            self._sites[site.id] = (order, replace(known, status="not_measured", reason=reason))
 
     def not_measured(
         self, kind: SiteKind, op: str, reason: str, path: str | None = None, *, numbered: bool = True
