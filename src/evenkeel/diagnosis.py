@@ -20,11 +20,10 @@ class Diagnosis(Document):
         return text.render(self, width=width, color=color)
 
 
-def judge(record: Record, *, tool: str | None = None) -> Diagnosis:
+def judge(record: Record) -> Diagnosis:
     """Apply every rule to the readings of all steps.
 
-    Findings come by severity, then by where their first site runs. tool: what the document says made it; this
-    package and its version, if None.
+    Findings come by severity, then by where their first site runs.
     """
     sites, readings = record.sites(), record.readings()
     findings, statuses = apply_rules(sites, readings, record.log_entries(), record.model, record.data)
@@ -35,7 +34,7 @@ def judge(record: Record, *, tool: str | None = None) -> Diagnosis:
         return SEVERITIES.index(finding.severity), first
 
     return Diagnosis(
-        tool=tool or f"evenkeel {version('evenkeel')}",
+        tool=f"evenkeel {version('evenkeel')}",
         model=record.model,
         data=record.data,
         sites=sites,
