@@ -208,7 +208,7 @@ class TestBatches:
         assert sizes == [(2, 512), (2, 512), (1, 512)]
 
     def test_a_tokenizer_of_another_model_is_refused(self) -> None:
-        with pytest.raises(ModelError, match="token 301 .* embeddings for 260"):
+        with pytest.raises(ModelError, match=r"token 301 .* embeddings for 260"):
             make_batches(_loaded("causal", FramedTokenizer(), vocab_size=260), [_TEXT], source="s")
 
     def test_a_vocabulary_that_is_not_known_is_refused(self) -> None:
@@ -223,7 +223,7 @@ class TestBatches:
 class Seeing(Plain):
     """A model that takes pictures."""
 
-    def forward(self, pixel_values):
+    def forward(self, pixel_values):  # pyright: ignore[reportIncompatibleMethodOverride]
         return pixel_values
 
 
@@ -232,7 +232,7 @@ class Hearing(Plain):
 
     main_input_name = "input_values"
 
-    def forward(self, input_values):
+    def forward(self, input_values):  # pyright: ignore[reportIncompatibleMethodOverride]
         return input_values
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .architectures import LoadedModel, Tokenizer
-from .architectures.inputs import Batch, Rows, count_tokens, picture_batches, sound_batches, token_batches
+from .architectures.inputs import Batch, Rows, picture_batches, sound_batches, token_batches
 from .errors import DataError, UsageError
 from .schema import DataInfo, clean_name
 
@@ -183,11 +183,11 @@ def make_batches(
         return Batches(tuple(make(loaded)), DataInfo(source=f"made-up {what}", kind="random"), (note,))
     rows = Rows.of(loaded, tokens)
     if texts is None or loaded.tokenizer is None:
-        batches = token_batches(loaded, rows, rows.random(tokens))
-        info = DataInfo(source="random tokens", kind="random", tokens=count_tokens(batches))
-        return Batches(tuple(batches), info, ("the tokens are random: every number here is weak evidence",))
-    pieces = token_pieces(
-        loaded.tokenizer, texts, length=rows.length, tokens=tokens, joined=loaded.kind in ("causal", "encoder_decoder")
-    )
-    batches = token_batches(loaded, rows, pieces)
-    return Batches(tuple(batches), DataInfo(source=source, kind="text", tokens=count_tokens(batches)))
+        pieces = rows.random(tokens)
+        info = DataInfo(source="random tokens", kind="random", tokens=rows.tokens(pieces))
+        notes = ("the tokens are random: every number here is weak evidence",)
+    else:
+        joined = loaded.kind in ("causal", "encoder_decoder")
+        pieces = token_pieces(loaded.tokenizer, texts, length=rows.length, tokens=tokens, joined=joined)
+        info, notes = DataInfo(source=source, kind="text", tokens=rows.tokens(pieces)), ()
+    return Batches(tuple(token_batches(loaded, rows, pieces)), info, notes)

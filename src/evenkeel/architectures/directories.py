@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..errors import ModelError
+from ..precision import FORMATS
 from ..schema import clean_name
 from .configuration import quantisation, read_json, without_code
 
@@ -26,6 +28,14 @@ _INDEX = "model.safetensors.index.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 _TOKENIZER_DATA = (*_VOCABULARIES, "merges.txt", "added_tokens.json", "special_tokens_map.json")
+_SAFETENSORS_FORMATS = {
+    "F64": "float64",
+    "F32": "float32",
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack")
 
 
@@ -64,6 +74,17 @@ class Directory:
     def own(self) -> bool:
         """Whether this is a model of evenkeel's own."""
         return self.config.get("model_type") == OWN_MODEL_TYPE
+
+    @property
+    def dtype(self) -> str:
+        """The format that the model comes in: the config's, else that of most weights."""
+        named = self.config.get("dtype") or self.config.get("torch_dtype")
+        if named in FORMATS:
+            return named
+        elements: Counter[str] = Counter()
+        for weight in self.weights.values():
+            elements[_SAFETENSORS_FORMATS.get(weight.dtype, "float32")] += weight.elements
+        return elements.most_common(1)[0][0]
 
     @property
     def has_tokenizer(self) -> bool:

@@ -27,6 +27,8 @@ _NAMED = 3
 
 def load(directory: Directory, dtype: str | None) -> LoadedModel:
     """Model, tokenizer and notes of a Hugging Face directory, on the CPU."""
+    if dtype is None and directory.dtype not in COMPUTE_FORMATS:
+        raise ModelError(f"{directory.name} is in {directory.dtype}, in which no model runs; give --dtype float32")
     with offline_and_quiet(), data_only(directory) as staged:
         config = make_config(directory.config)
         chosen = model_class(config, directory.weights)
@@ -40,6 +42,8 @@ def _load_model(
     chosen: type[PreTrainedModel], config: PreTrainedConfig, directory: Directory, staged: Path, dtype: str | None
 ) -> tuple[PreTrainedModel, list[str]]:
     config.use_cache = False  # a cache would be one more output, and nothing reads it
+    if getattr(config, "is_encoder_decoder", False) and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = getattr(config, "pad_token_id", None) or 0  # as T5 starts; labels need one
     optional, notes = _without_missing_pooler(chosen, directory.weights)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -61,7 +65,6 @@ def _load_model(
             "the weights belong together?"
         ) from error
     model, info = loaded
-    _check_format(model, directory)
     _check_complete(model, info["missing_keys"], info["mismatched_keys"], directory)
     return model, [*notes, *_weight_notes(model, info["missing_keys"], info["unexpected_keys"])]
 
@@ -73,12 +76,6 @@ def _without_missing_pooler(chosen: type[PreTrainedModel], names: Iterable[str])
     if any("pooler" in name for name in names):
         return {}, []
     return {"add_pooling_layer": False}, ["the checkpoint has no pooling layer, so the model was built without one"]
-
-
-def _check_format(model: PreTrainedModel, directory: Directory) -> None:
-    name = str(model.dtype).removeprefix("torch.")
-    if name not in COMPUTE_FORMATS:
-        raise ModelError(f"{directory.name} is in {name}, in which it cannot run; give --dtype float32")
 
 
 def _check_complete(

@@ -33,7 +33,8 @@ _PICTURES, _SOUNDS, _SAMPLES, _TARGET = 4, 2, 16_000, 16
 class Rows:
     """How token pieces become rows of a model: what stands around each, what fills the rest, how many fit.
 
-    length: room for tokens in a row, special tokens not counted. vocabulary: ids run below it.
+    length: room for tokens in a piece, special tokens not counted. vocabulary: ids run below it. sequences: how many
+    rows a piece becomes, two for a source and a target.
     """
 
     length: int
@@ -42,6 +43,7 @@ class Rows:
     after: tuple[int, ...] = ()
     padding: int = 0
     mask: int | None = None
+    sequences: int = 1
 
     @classmethod
     def of(cls, loaded: LoadedModel, tokens: int) -> Rows:
@@ -52,10 +54,10 @@ class Rows:
         sequences = 2 if loaded.kind == "encoder_decoder" else 1
         length = max(longest - sequences * (len(before) + len(after)), 2)
         if tokenizer is None:
-            return cls(length, vocabulary, padding=_id_of(loaded, "pad_token_id") or 0)
+            return cls(length, vocabulary, padding=_id_of(loaded, "pad_token_id") or 0, sequences=sequences)
         candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         padding = next(item for item in candidates if item is not None and item < vocabulary)
-        return cls(length, vocabulary, before, after, padding, tokenizer.mask_token_id)
+        return cls(length, vocabulary, before, after, padding, tokenizer.mask_token_id, sequences)
 
     def random(self, tokens: int) -> list[list[int]]:
         """Pieces of uniformly random ids, the padding id left out; the same every time."""
@@ -63,6 +65,11 @@ class Rows:
         drawn = torch.randint(1, self.vocabulary, (count, self.length), generator=_generator())
         drawn[drawn == self.padding] = 0
         return drawn.tolist()
+
+    def tokens(self, pieces: Pieces) -> int:
+        """How many tokens the rows of some pieces hold, padding not counted."""
+        around = self.sequences * (len(self.before) + len(self.after))
+        return sum(len(piece) + around for piece in pieces)
 
     def around(self, piece: Sequence[int]) -> list[int]:
         """A row: the piece between the special tokens."""
@@ -89,16 +96,6 @@ def token_batches(loaded: LoadedModel, rows: Rows, pieces: Pieces) -> list[Batch
     if "pixel_values" in _parameters(loaded) and loaded.kind == "encoder":  # text and pictures, as in CLIP
         batches = [batch | {"pixel_values": _pictures(loaded, len(batch["input_ids"]))} for batch in batches]
     return [_accepted(loaded, batch) for batch in batches]
-
-
-def count_tokens(batches: Sequence[Batch]) -> int:
-    """Tokens that are no padding, in the inputs of encoders and decoders."""
-    return sum(
-        int(value.sum())
-        for batch in batches
-        for name, value in batch.items()
-        if name in ("attention_mask", "decoder_attention_mask")
-    )
 
 
 def picture_batches(loaded: LoadedModel) -> list[Batch]:

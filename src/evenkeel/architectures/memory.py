@@ -12,7 +12,6 @@ from ..precision import FORMATS
 from .directories import Directory, Weight
 from .inputs import LONGEST_ROW
 
-_SAFETENSORS_FORMATS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _FLOAT32 = 4
 _LOGIT_COPIES = 4  # in float32: the loss's own copy, its log-softmax, its gradient, and what the readings hold
 _SCORE_COPIES = 8  # in float32, one layer's at a time: what reading attention scores and their softmax holds
@@ -49,7 +48,7 @@ def estimate_memory(
     are held in float32. Of stacked or numbered experts those count that one token goes through. On GPT-2, LLaMA,
     Mixtral, T5 and BERT models this was within 25% of the memory that measuring took; eager attention takes more.
     """
-    size = FORMATS[dtype or _dtype_of(directory)].bytes
+    size = FORMATS[dtype or directory.dtype].bytes
     config = directory.config
     vocabulary = _size(config, "vocab_size", "vocabulary")
     parameters = sum(weight.elements for weight in directory.weights.values())
@@ -59,13 +58,14 @@ def estimate_memory(
         for name, weight in directory.weights.items()
         if weight.shape[:1] != (vocabulary,)
     ]
+    logits = vocabulary if _has_logits(config) else 0
     kept = sum(per_layer) if backward else 0
     widest = max(per_layer, default=0)
     scores = _size(config, "num_attention_heads", "n_head", "num_heads") * length
-    in_float32 = _LOGIT_COPIES * (widest + vocabulary) + _SCORE_COPIES * scores
+    in_float32 = _LOGIT_COPIES * (widest + logits) + _SCORE_COPIES * scores
     return MemoryNeed(
         fixed=parameters * size * (2 if backward else 1),
-        per_token=int((kept + vocabulary) * size + in_float32 * _FLOAT32),
+        per_token=int((kept + logits) * size + in_float32 * _FLOAT32),
     )
 
 
@@ -94,16 +94,11 @@ def check_memory(need: MemoryNeed, available: int | None, *, tokens: int, backwa
     )
 
 
-def _dtype_of(directory: Directory) -> str:
-    """The format that the model will be in: the config's, else that of most weights."""
-    named = directory.config.get("dtype") or directory.config.get("torch_dtype")
-    if named in FORMATS:
-        return named
-    elements: dict[str, int] = {}
-    for weight in directory.weights.values():
-        name = _SAFETENSORS_FORMATS.get(weight.dtype, "float32")
-        elements[name] = elements.get(name, 0) + weight.elements
-    return max(elements, key=lambda name: elements[name])
+def _has_logits(config: dict[str, Any]) -> bool:
+    """Whether the named class is more than a bare `...Model`, or none is named."""
+    named = config.get("architectures")
+    names = [str(name) for name in named] if isinstance(named, list) else []
+    return not names or any(not name.endswith("Model") or name.endswith("HeadModel") for name in names)
 
 
 def _size(config: dict[str, Any], *names: str) -> int:
