@@ -181,6 +181,14 @@ def test_eager_scores(length: int):
     assert_exact(read(AttentionEvent(scores=scores, visible=visible)), scores, visible)
 
 
+def test_eager_scores_hidden_in_two_ways():
+    """Where `visible` tells of one mask, −inf in the scores tells of another (a window, an excluded key)."""
+    scores = torch.randn(1, 2, 9, 9, generator=torch.Generator().manual_seed(0))
+    window = torch.ones(9, 9, dtype=torch.bool).triu(-3)
+    found = read(AttentionEvent(scores=scores.masked_fill(~window, -math.inf), visible=causal_mask(9, 9)))
+    assert_exact(found, scores, causal_mask(9, 9) & window)
+
+
 def test_tall_scores_from_the_same_offset():
     """All scores near 5,600, where the identity L(1) − E[s] is off by 2e-3 nats: the shifted pass is not."""
     generator = torch.Generator().manual_seed(0)

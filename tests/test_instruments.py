@@ -233,6 +233,21 @@ def test_head_without_targets_and_with_excluded_classes():
     np.testing.assert_allclose(read("head", HeadEvent(logits=widened))["entropy"], twin["entropy"], rtol=1e-5)
 
 
+def test_calibration_is_judged_bin_by_bin():
+    """Wrong at 0.9 and right at 0.95: neighbouring bins, whose errors of opposite sign must not cancel."""
+    top = torch.tensor([0.9, 0.95])
+    logits = torch.stack([top.log(), (1 - top).log()], 1)
+    found = read("head", HeadEvent(logits=logits, targets=torch.tensor([1, 0])))
+    assert found["ece"] == pytest.approx((0.9 + 0.05) / 2)
+
+
+def test_any_class_can_be_the_ignored_one():
+    logits, targets = drawn(50, 6), torch.arange(50) % 6
+    kept = targets != 3
+    twin = head_twin(logits[kept].double().numpy(), targets[kept].numpy())
+    assert_twin(read("head", HeadEvent(logits=logits, targets=targets, ignore_index=3)), twin)
+
+
 def test_optimal_temperature_finds_the_temperature():
     """Targets drawn from the softmax of logits / 2: calibrated at temperature 2."""
     logits = 2 * drawn(4000, 10)
@@ -465,11 +480,13 @@ def test_magnitudes_stay_small():
 
 def test_merged_magnitudes_weigh_every_value_alike():
     """A large tensor of ones and a small one of twos: a sample that forgot its strides would overrate the small one."""
-    large, small = Magnitudes(), Magnitudes()
-    large.add(torch.ones(2_000_000))
-    small.add(torch.full((500_000,), 2.0))
-    large.merge(small)
-    assert float(large.share_above(torch.tensor(1.5))) == pytest.approx(0.2, abs=1e-3)
+    for large_first in (True, False):
+        large, small = Magnitudes(), Magnitudes()
+        large.add(torch.ones(2_000_000))
+        small.add(torch.full((500_000,), 2.0))
+        both, other = (large, small) if large_first else (small, large)
+        both.merge(other)
+        assert float(both.share_above(torch.tensor(1.5))) == pytest.approx(0.2, abs=1e-3)
 
 
 def test_moments_of_a_far_mean():

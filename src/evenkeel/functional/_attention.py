@@ -132,8 +132,8 @@ def _below(values: Tensor) -> Tensor:
 def _row_statistics(scores: Tensor, other: Tensor, hidden: Tensor | None, start: int = 0) -> tuple[Tensor, ...]:
     """The row pass; `scores` and `other` (batch, heads, rows, keys) are overwritten; `hidden` is of keys from `start`.
 
-    Hidden keys are pushed down and multiplied away: an exponential of −inf costs three of a finite number, and a masked
-    fill as much as the exponential.
+    Hidden keys are pushed down to a weight of e^−87, which no sum notices, and their scores are multiplied away: an
+    exponential of −inf costs three of a finite number, and a masked fill as much as the exponential.
     """
     keys = scores.shape[-1]
     shown = None if hidden is None else hidden.logical_not().to(scores.dtype)
@@ -141,7 +141,7 @@ def _row_statistics(scores: Tensor, other: Tensor, hidden: Tensor | None, start:
         visible = torch.full(scores.shape[:-1], float(keys), dtype=torch.float64, device=scores.device)
     else:
         visible = (start + shown.sum(-1, dtype=torch.float64)).expand(scores.shape[:-1])
-        scores[..., start:] += (shown - 1) * -_HIDDEN
+        scores[..., start:] += (1 - shown) * _HIDDEN
     some = visible > 0
     maximum = torch.where(some, scores.amax(-1), 0)
     scores -= maximum.unsqueeze(-1)
@@ -149,7 +149,6 @@ def _row_statistics(scores: Tensor, other: Tensor, hidden: Tensor | None, start:
     weights = torch.clamp(scores, min=_SMALLEST, out=other).exp_()
     if shown is not None:
         scores[..., start:] *= shown
-        weights[..., start:] *= shown
     total = weights.sum(-1).double()
     squares = torch.linalg.vector_norm(weights, dim=-1).double().square()
     shift, deviation = scores.sum(-1).double(), torch.linalg.vector_norm(scores, dim=-1).double().square()
