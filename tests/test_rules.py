@@ -134,6 +134,14 @@ def test_one_nan_among_sound_sites_keeps_a_rule_from_passing():
     assert outcome("ATT303", example("one NaN", sound, broken)) == "not_measured"
 
 
+def test_a_site_is_judged_by_its_latest_reading():
+    early, late = (
+        at("layers.0.attn:attention.softmax", step=step, max_logit=value) for step, value in ((0, 500.0), (50, 9.0))
+    )
+    assert outcome("ATT303", example("cured", late, early)) == "pass"
+    assert outcome("ATT303", example("sick at first", early)) == "fail"
+
+
 def test_one_nan_does_not_hide_a_finding_elsewhere():
     places = [at(f"layers.{n}.attn:attention.softmax", max_logit=value) for n, value in enumerate((math.nan, 5e4))]
     assert only("ATT303", example("NaN and large", *places)).sites == ("layers.1.attn:attention.softmax",)
@@ -310,7 +318,7 @@ def test_a_spike_that_came_back_is_info_and_one_that_did_not_a_warning():
 
 
 def test_of_a_lost_run_only_the_first_lost_step_is_told():
-    lost = example("lost", log=run(2.0, 2.1, math.nan, math.nan, math.nan, jumps={2: math.inf, 3: math.inf}))
+    lost = example("lost", log=run(2.0, 2.1, math.nan, math.nan, 9.0, jumps={2: math.inf, 3: math.inf, 4: 50.0}))
     finding = only("RUN801", lost)
     assert finding.severity == "error" and "step 2 on batch batch2" in finding.message
 

@@ -179,6 +179,12 @@ GRD501 = Rule(
             *_blocks(1.2, 1.1, 1.0)[1:],
         ),
         example(
+            "a stream that shrinks: a small gradient at a large value",
+            at("layers.0:residual.block", residual_rms=50.0, backward={"gradient_rms": 0.01}),
+            at("layers.1:residual.block", residual_rms=1.0, backward={"gradient_rms": 1.0}),
+            at("lm_head:head.softmax", loss=2.0),
+        ),
+        example(
             "an encoder without a head: behind its last norm the loss is constant",
             *_blocks(0.005, 0.005, 0.006, 1.0)[:-1],
         ),
