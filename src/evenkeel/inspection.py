@@ -109,7 +109,9 @@ def _tokens(batch: Any) -> int:
 
 @contextmanager
 def _as_found(model: nn.Module) -> Iterator[None]:
-    """Eval mode and empty gradients inside; modes, gradients and random state as before afterwards."""
+    """Eval mode, no decoding cache, empty gradients inside; all that and the random state as before afterwards."""
+    config = getattr(model, "config", None)
+    cache = getattr(config, "use_cache", None)
     training = {module: module.training for module in model.modules()}
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
@@ -117,8 +119,12 @@ def _as_found(model: nn.Module) -> Iterator[None]:
         try:
             model.eval()
             model.zero_grad(set_to_none=True)
+            if cache:
+                config.use_cache = False  # a cache is for decoding; filled in place, it can break the backward pass
             yield
         finally:
+            if cache:
+                config.use_cache = cache
             for module, mode in training.items():
                 module.training = mode
             for parameter, gradient in gradients:
