@@ -163,6 +163,22 @@ def test_grouped_heads_cross_attention_and_decoding(queries: int, keys: int, cau
     assert_exact(found, expected, visible)
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 6, 5), (1, 4, 6, 5), (3, 1, 1, 5), (6, 5), (3, 4, 6, 1), (1, 1, 1, 1), (5,)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_masks_of_every_shape_that_broadcasts(shape: tuple[int, ...], causal: bool):
+    query, key, scale = made(6, 5, batch=3, heads=4, largest=10.0)
+    generator = torch.Generator().manual_seed(3)
+    shown = torch.rand(shape, generator=generator) < 0.7
+    bias = torch.randn(shape, generator=generator)
+    order = causal_mask(6, 5) if causal else torch.tensor(True)
+    visible = shown.expand(3, 4, 6, 5) & order
+    for mask, added in ((shown, shown), (bias.masked_fill(~shown, -math.inf), bias)):
+        found = read(AttentionEvent(query=query, key=key, scale=scale, causal=causal, mask=mask))
+        assert_exact(found, attention_scores(query, key, scale=scale, mask=added), visible)
+    scores = attention_scores(query, key, scale=scale)
+    assert_exact(read(AttentionEvent(scores=scores, visible=shown)), scores, shown.expand(3, 4, 6, 5))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_narrow_inputs_are_widened(dtype: torch.dtype):
     query, key, scale = made(300, 300, largest=1e3)

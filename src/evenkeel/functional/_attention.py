@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
@@ -66,30 +67,23 @@ def attention_statistics(
         )
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     result = _empty(query, (batch, heads, queries))
-    if mask is not None:
-        mask = mask.expand(batch, heads, queries, keys)
     group = heads // key_heads
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         buffers = _Buffers(query.device, dtype)
         for batches, key_head, rows in _tiles(batch, key_heads, queries, group * keys, -(-_ROWS // group)):
+            part = (batches, slice(key_head.start * group, key_head.stop * group), rows)
             seen = min(keys, rows.stop) if causal else keys
-            span = slice(key_head.start * group, key_head.stop * group)
-            left = query[batches, span, rows].to(dtype)
-            right = key[batches, key_head, :seen].to(dtype)
-            part = (batches, span, rows)
-            shape = (*left.shape[:3], seen)
-            scores, other = buffers.take(shape)
-            stacked = left.unflatten(1, (-1, group)).flatten(2, 3).flatten(0, 1)
-            product = scores.view(stacked.shape[0], stacked.shape[1], seen)
-            torch.baddbmm(product, stacked, right.flatten(0, 1).mT, beta=0, alpha=scale, out=product)
-            hidden = None
+            left, right = query[part].to(dtype), key[batches, key_head, :seen].to(dtype)
+            scores, other = buffers.take((*left.shape[:3], seen))
+            _multiply(left, right, scale, scores)
+            hidden, start = None, 0
             if mask is not None:
-                tile = mask[part][..., :seen]
-                hidden = hidden_by(tile)
+                tile = _tile_of(mask, part, seen)
+                hidden = _hidden_by(tile)
                 if tile.dtype != torch.bool:
                     scores += tile.masked_fill(hidden, 0)
-            start = min(rows.start, seen) if causal and mask is None else 0  # earlier keys are seen by every row
             if causal:
+                start = min(rows.start, seen) if mask is None else 0  # earlier keys are seen by every row
                 future = _future(rows, slice(start, seen), query.device)
                 hidden = future if hidden is None else hidden | future
             _write(result, part, _row_statistics(scores, other, hidden, start))
@@ -105,20 +99,33 @@ def score_statistics(scores: Tensor, *, visible: Tensor | None = None) -> Attent
     dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
     batch, heads, queries, keys = scores.shape
     result = _empty(scores, (batch, heads, queries))
-    if visible is not None:
-        visible = visible.expand(scores.shape)
     with torch.no_grad():
         buffers = _Buffers(scores.device, dtype)
         for part in _tiles(batch, heads, queries, keys, 1):
             own, other = buffers.take(scores[part].shape)
             own.copy_(scores[part])
-            hidden = _below(scores[part]) if visible is None else ~visible[part] | (own == -torch.inf)
+            hidden = _below(scores[part]) if visible is None else ~_tile_of(visible, part, keys) | (own == -torch.inf)
             own.masked_fill_(hidden, 0)
             _write(result, part, _row_statistics(own, other, hidden))
     return result
 
 
-def hidden_by(mask: Tensor) -> Tensor:
+def _multiply(query: Tensor, key: Tensor, scale: float, out: Tensor) -> None:
+    """scale·q kᵀ into `out`; query heads that share a key head are stacked as its rows, so that no key is repeated."""
+    stacked = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3).flatten(0, 1)
+    product = out.view(stacked.shape[0], stacked.shape[1], key.shape[2])
+    torch.baddbmm(product, stacked, key.flatten(0, 1).mT, beta=0, alpha=scale, out=product)
+
+
+def _tile_of(mask: Tensor, part: tuple[slice, slice, slice], seen: int) -> Tensor:
+    """A tile's part of a mask, with the dimensions of size 1 that the mask has before its keys."""
+    mask = mask[(None,) * (4 - mask.dim())]
+    places = (place if length > 1 else slice(None) for place, length in zip(part, mask.shape, strict=False))
+    tile = mask[tuple(places)]
+    return tile.expand(*tile.shape[:3], seen) if tile.shape[3] == 1 else tile[..., :seen]
+
+
+def _hidden_by(mask: Tensor) -> Tensor:
     """Which keys a mask hides: False in a bool one; −inf, the dtype's minimum, −1e9, exactly −10000 in a float one."""
     if mask.dtype == torch.bool:
         return ~mask
@@ -177,9 +184,7 @@ class _Buffers:
         self._memory: tuple[Tensor, Tensor] | None = None
 
     def take(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        size = 1
-        for length in shape:
-            size *= length
+        size = math.prod(shape)
         if self._memory is None or self._memory[0].numel() < size:
             self._memory = (torch.empty(size, **self._like), torch.empty(size, **self._like))
         first, second = self._memory
