@@ -206,6 +206,8 @@ class TestBatches:
         loaded = _loaded("causal", max_position_embeddings=100_000)
         sizes = [batch["input_ids"].shape for batch in make_batches(loaded, None, source="s", tokens=3000).batches]
         assert sizes == [(2, 512), (2, 512), (1, 512)]
+        short = make_batches(_loaded("encoder", FramedTokenizer()), ["abcd"] * 400, source="s", tokens=1600).batches
+        assert [batch["input_ids"].shape for batch in short] == [(170, 6), (170, 6), (60, 6)]
 
     def test_a_tokenizer_of_another_model_is_refused(self) -> None:
         with pytest.raises(ModelError, match=r"token 301 .* embeddings for 260"):

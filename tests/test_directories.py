@@ -19,7 +19,7 @@ import transformers
 from model_directories import CONFIGS, edit_config, make_model, make_tokenizer, save
 
 from evenkeel.architectures import demo_directory, load_directory, open_directory
-from evenkeel.architectures.memory import MemoryNeed, available_memory, check_memory, estimate_memory
+from evenkeel.architectures.memory import available_memory, check_memory, estimate_memory
 from evenkeel.data import make_batches, standard_library_text
 from evenkeel.errors import ModelError
 from evenkeel.nn.transformer import Transformer, TransformerConfig
@@ -347,16 +347,21 @@ class TestMemory:
         assert estimate_memory(directory, backward=True).fixed == 8 * parameters
         assert estimate_memory(directory, dtype="bfloat16", backward=True).fixed == 4 * parameters
 
-    def test_what_fits_is_accepted_and_what_does_not_gets_a_number_that_would(self) -> None:
-        need = MemoryNeed(fixed=1000, per_token=10)
-        check_memory(need, 2000, tokens=100, backward=True)
-        check_memory(need, None, tokens=100, backward=True)
-        with pytest.raises(ModelError, match=r"--tokens 99 or --no-backward"):
-            check_memory(need, 1999, tokens=100, backward=True)
+    def test_what_fits_is_accepted_and_what_does_not_is_told_what_would(self, saved: Callable[[str], Path]) -> None:
+        directory = open_directory(saved("llama"))
+        both, forward = estimate_memory(directory), estimate_memory(directory, backward=False)
+        check_memory(directory, both.total(100), tokens=100)
+        check_memory(directory, None, tokens=100)
+        check_memory(directory, forward.total(100), tokens=100, backward=False)
+        with pytest.raises(ModelError, match=r"try --tokens 99 or --no-backward$"):
+            check_memory(directory, both.total(100) - 1, tokens=100)
         with pytest.raises(ModelError, match=r"try --no-backward$"):
-            check_memory(need, 1010, tokens=100, backward=True)
-        with pytest.raises(ModelError, match=r"try --dtype bfloat16"):
-            check_memory(need, 1010, tokens=100, backward=False)
+            check_memory(directory, both.total(16) - 1, tokens=16)
+        assert 16 < (fewer := forward.tokens_in(both.total(15))) < 1000
+        with pytest.raises(ModelError, match=rf"try --no-backward --tokens {fewer}$"):
+            check_memory(directory, both.total(15), tokens=1000)
+        with pytest.raises(ModelError, match="more memory"):
+            check_memory(directory, forward.total(10), tokens=1000)
 
     def test_there_is_memory_and_less_of_it_than_the_machine_has(self) -> None:
         available = available_memory()

@@ -90,12 +90,23 @@ def token_batches(loaded: LoadedModel, rows: Rows, pieces: Pieces) -> list[Batch
             "give the model the tokenizer that belongs to it"
         )
     make = {"causal": _causal, "encoder_decoder": _encoder_decoder, "masked": _masked}.get(loaded.kind, _unlabelled)
-    per_batch = max(BATCH_TOKENS // (rows.length + len(rows.before) + len(rows.after)), 1)
-    groups = [pieces[start : start + per_batch] for start in range(0, len(pieces), per_batch)]
-    batches = [make(rows, group) for group in groups]
+    batches = [make(rows, group) for group in _groups(rows, pieces)]
     if "pixel_values" in _parameters(loaded) and loaded.kind == "encoder":  # text and pictures, as in CLIP
         batches = [batch | {"pixel_values": _pictures(loaded, len(batch["input_ids"]))} for batch in batches]
     return [_accepted(loaded, batch) for batch in batches]
+
+
+def _groups(rows: Rows, pieces: Pieces) -> Iterator[Pieces]:
+    """The pieces in order, as many at a time as make no more than a batch's tokens, padding counted."""
+    group: list[Sequence[int]] = []
+    for piece in pieces:
+        longest = max(len(rows.around(item)) for item in (*group, piece))
+        if group and (len(group) + 1) * longest > BATCH_TOKENS:
+            yield group
+            group = []
+        group.append(piece)
+    if group:
+        yield group
 
 
 def picture_batches(loaded: LoadedModel) -> list[Batch]:

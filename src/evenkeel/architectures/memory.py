@@ -19,7 +19,7 @@ _CONTROL_GROUPS = (  # version 2, then version 1: folder, limit, use, and in mem
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-_GIBIBYTE = 2**30
+_FEWEST_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,29 @@ def available_memory(device: str = "cpu") -> int | None:
     return min(found, default=None)
 
 
-def check_memory(need: MemoryNeed, available: int | None, *, tokens: int, backward: bool) -> None:
-    """Raise ModelError, with what would fit, where `tokens` in a batch need more than there is."""
+def check_memory(
+    directory: Directory, available: int | None, *, tokens: int, dtype: str | None = None, backward: bool = True
+) -> None:
+    """Raise ModelError where `tokens` in a batch need more bytes than are available; it says what would fit."""
+    need = estimate_memory(directory, dtype=dtype, backward=backward)
     if available is None or need.total(tokens) <= available:
         return
-    remedies = [f"--tokens {need.tokens_in(available)}"] if need.tokens_in(available) >= 16 else []
-    remedies += ["--no-backward"] if backward else []
-    remedies += ["--dtype bfloat16, or a machine with more memory"] if not remedies else []
+    forward = estimate_memory(directory, dtype=dtype, backward=False)
+    remedies = []
+    if need.tokens_in(available) >= _FEWEST_TOKENS:
+        remedies.append(f"--tokens {need.tokens_in(available)}")
+    if backward and forward.total(tokens) <= available:
+        remedies.append("--no-backward")
+    elif backward and not remedies and forward.tokens_in(available) >= _FEWEST_TOKENS:
+        remedies.append(f"--no-backward --tokens {forward.tokens_in(available)}")
     raise ModelError(
-        f"measuring needs about {need.total(tokens) / _GIBIBYTE:.1f} GiB and {available / _GIBIBYTE:.1f} GiB are free; "
-        f"try {' or '.join(remedies)}"
+        f"measuring {directory.name} needs about {_readable(need.total(tokens))} and {_readable(available)} are free; "
+        f"try {' or '.join(remedies) or 'a machine with more memory, or --dtype bfloat16'}"
     )
+
+
+def _readable(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def _has_logits(config: dict[str, Any]) -> bool:

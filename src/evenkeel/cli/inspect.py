@@ -49,14 +49,14 @@ def run(arguments: argparse.Namespace) -> int:
 def _diagnose(directory: Directory, arguments: argparse.Namespace, texts: list[str] | None, tokens: int) -> Diagnosis:
     from ..architectures import load_directory, quiet
     from ..architectures.inputs import BATCH_TOKENS
-    from ..architectures.memory import available_memory, check_memory, estimate_memory
+    from ..architectures.memory import available_memory, check_memory
     from ..data import make_batches, standard_library_text
     from ..inspection import inspect
 
     backward = not arguments.no_backward
     device = _device(arguments.device)
-    need = estimate_memory(directory, dtype=arguments.dtype, backward=backward)
-    check_memory(need, available_memory(device), tokens=min(tokens, BATCH_TOKENS), backward=backward)
+    batch = min(tokens, BATCH_TOKENS)
+    check_memory(directory, available_memory(device), tokens=batch, dtype=arguments.dtype, backward=backward)
     _say("loading the model ...")
     loaded = load_directory(directory, dtype=arguments.dtype, device=device)
     source = "Python's standard library" if texts is None else clean_name(arguments.data)
