@@ -179,6 +179,14 @@ def test_masks_of_every_shape_that_broadcasts(shape: tuple[int, ...], causal: bo
     assert_exact(read(AttentionEvent(scores=scores, visible=shown)), scores, shown.expand(3, 4, 6, 5))
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1024), (1, 1, 1024, 1024), (2, 1, 1, 1024), (1024, 1)])
+def test_broadcast_masks_over_several_tiles(shape: tuple[int, ...]):
+    query, key, scale = made(1024, 1024, largest=10.0)
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(3)) < 0.7
+    found = read(AttentionEvent(query=query, key=key, scale=scale, mask=mask))
+    assert_exact(found, attention_scores(query, key, scale=scale), mask)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_narrow_inputs_are_widened(dtype: torch.dtype):
     query, key, scale = made(300, 300, largest=1e3)
