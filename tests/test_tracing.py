@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import families
 import pytest
@@ -15,7 +16,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from evenkeel.schema import Site
 from evenkeel.tracing.events import AttentionEvent, Event, GateEvent, GradientEvent, RouterEvent
-from evenkeel.tracing.frames import Structure
+from evenkeel.tracing.structure import Structure
 from evenkeel.tracing.tracer import Tracer
 
 
@@ -294,7 +295,9 @@ def test_decoding_with_a_cache_sees_few_queries_and_many_keys() -> None:
     model, batch = families.make("llama")
     model.eval()
     ids = batch["input_ids"][:, :4]
-    sites, events = trace(model, lambda: model.generate(ids, max_new_tokens=3, do_sample=False, use_cache=True))
+    sites, events = trace(
+        model, lambda: cast(Any, model).generate(ids, max_new_tokens=3, do_sample=False, use_cache=True)
+    )
     assert places(sites) == families.PLACES["llama"]()
     shapes = [
         (event.query.shape[2], event.key.shape[2])

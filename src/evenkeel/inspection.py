@@ -14,8 +14,8 @@ from .errors import NothingMeasuredError, UsageError
 from .measuring import Measurement, measure
 from .records import Record
 from .schema import DataInfo
-from .tracing.frames import Structure
 from .tracing.provenance import tensors_in
+from .tracing.structure import Structure
 from .watching import model_info
 
 Loss = Callable[[Any, Any], Tensor]

@@ -16,8 +16,9 @@ from torch.optim import Optimizer
 from .instruments import Instrument, Stat, for_kind
 from .schema import Reading, Site, clean_name
 from .tracing.events import Event, ParameterEvent
-from .tracing.frames import Structure
-from .tracing.tracer import Tracer, quietly
+from .tracing.structure import Structure
+from .tracing.trace import quietly
+from .tracing.tracer import Tracer
 
 
 class Measurement:

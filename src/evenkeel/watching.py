@@ -21,8 +21,8 @@ from .errors import UsageError
 from .measuring import Measurement, measure
 from .records import Record
 from .schema import DataInfo, ModelInfo, Reading, Site, StepLog, clean_name
-from .tracing.frames import Structure
 from .tracing.provenance import tensors_in
+from .tracing.structure import Structure
 
 RUN = Site(path="", kind="run", op="training")
 

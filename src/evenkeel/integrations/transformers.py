@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from ..diagnosis import Diagnosis
 from ..errors import UsageError
-from ..tracing.tracer import quietly
+from ..tracing.trace import quietly
 from ..watching import Watch, watch
 
 try:

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .call import Call
 from .events import AttentionEvent
-
-if TYPE_CHECKING:
-    from .call import Call
-    from .tracer import Tracer
+from .trace import Trace
 
 _MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
 _MOST_FLEXIBLE = 2**24
 _FUSED = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 
 
-def fused(tracer: Tracer, call: Call) -> Any:
+def fused(trace: Trace, call: Call) -> Any:
     """F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)."""
     result = call.run()
-    if not tracer.frames.stack:
+    if not trace.frames.stack:
         return result
     given = {**dict(zip(_FUSED, call.args, strict=False)), **call.kwargs}
     query, key = (four_dims(as_computed(given[name].detach())) for name in ("query", "key"))
@@ -36,21 +34,21 @@ def fused(tracer: Tracer, call: Call) -> Any:
         scale=1 / math.sqrt(query.shape[-1]) if scale is None else float(scale),
         causal=bool(given.get("is_causal", False)),
         mask=None if mask is None else _four_dims_mask(mask.detach(), given["query"]),
-        padded_queries=tracer.frames.padding(query.shape[0], query.shape[2]),
+        padded_queries=trace.frames.padding(query.shape[0], query.shape[2]),
     )
-    tracer.emit(tracer.site("attention", "softmax"), event)
+    trace.emit(trace.site("attention", "softmax"), event)
     return result
 
 
-def multi_head(tracer: Tracer, call: Call) -> Any:
+def multi_head(trace: Trace, call: Call) -> Any:
     """F.multi_head_attention_forward, whose inside no function mode sees: its arguments tell all."""
     result = call.run()
-    if tracer.frames.stack:
+    if trace.frames.stack:
         given = _MULTI_HEAD.bind(*call.args, **call.kwargs)
         given.apply_defaults()
         with torch.no_grad(), torch._C.DisableTorchFunction():
             event = _multi_head_event(given.arguments)
-        tracer.emit(tracer.site("attention", "softmax"), event)
+        trace.emit(trace.site("attention", "softmax"), event)
     return result
 
 
@@ -106,10 +104,10 @@ def _multi_head_mask(mask: Tensor | None, padding: Tensor | None, batch: int, he
     return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
-def flexible(tracer: Tracer, call: Call) -> Any:
+def flexible(trace: Trace, call: Call) -> Any:
     """FlexAttention's operator (query, key, value, score function, block mask, scale, ...): its scores in full."""
     result = call.run()
-    if not tracer.frames.stack:
+    if not trace.frames.stack:
         return result
     query, key = (as_computed(item.detach()) for item in call.args[:2])
     size = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
@@ -117,13 +115,13 @@ def flexible(tracer: Tracer, call: Call) -> Any:
         reason = (
             f"FlexAttention over {size:,} scores; they are made in full only up to {_MOST_FLEXIBLE:,}: use fewer tokens"
         )
-        tracer.not_measured("attention", "softmax", reason)
+        trace.not_measured("attention", "softmax", reason)
         return result
     with torch.no_grad(), torch._C.DisableTorchFunction():
         scores, visible = _flexible_scores(query, key, call.args[3], call.args[4], call.args[5])
-    padded = tracer.frames.padding(query.shape[0], query.shape[2])
+    padded = trace.frames.padding(query.shape[0], query.shape[2])
     event = AttentionEvent(scores=scores, visible=visible, padded_queries=padded)
-    tracer.emit(tracer.site("attention", "softmax"), event)
+    trace.emit(trace.site("attention", "softmax"), event)
     return result
 
 
@@ -145,10 +143,10 @@ def _on_every_score(function: Any) -> Any:
     return function
 
 
-def product(tracer: Tracer, call: Call) -> None:
+def product(trace: Trace, call: Call) -> None:
     """A matrix product: if one factor is a softmax over what is summed here, these are attention weights on values."""
     for weights, values, summed in _factors(call):
-        tag = tracer.tags[weights]
+        tag = trace.tags[weights]
         normalised = tag.normalised
         if normalised is None or normalised.used or tag.normalised_dim != summed or _is_parameter(values):
             continue
@@ -158,16 +156,16 @@ def product(tracer: Tracer, call: Call) -> None:
             normalised.candidate.taken = True
         normalised.used = True
         if normalised.op == "sigmoid":
-            tracer.not_measured("attention", "sigmoid", "no instrument reads sigmoid attention yet")
+            trace.not_measured("attention", "sigmoid", "no instrument reads sigmoid attention yet")
             return
         scores = normalised.scores.detach().movedim(normalised.dim, -1)
-        scores = four_dims(scores, batch=tracer.batch)
+        scores = four_dims(scores, batch=trace.batch)
         event = AttentionEvent(
             scores=scores,
             visible=_visible(normalised.visible, normalised.scores, scores),
-            padded_queries=tracer.frames.padding(scores.shape[0], scores.shape[2]),
+            padded_queries=trace.frames.padding(scores.shape[0], scores.shape[2]),
         )
-        tracer.emit(tracer.site("attention", "softmax"), event)
+        trace.emit(trace.site("attention", "softmax"), event)
         return
 
 

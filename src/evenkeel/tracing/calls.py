@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,9 @@ from .events import GateEvent, HeadEvent
 from .expressions import Cut, compose
 from .functions import CASTS, CHOICES, CONVOLUTIONS, MATMULS, POINTWISE, RECURRENCES, VIEWS
 from .provenance import Normalised, Tag, tensors_in
+from .trace import Trace
 
-if TYPE_CHECKING:
-    from .tracer import Tracer
-
-Handler = Callable[["Tracer", Call], Any]
+Handler = Callable[[Trace, Call], Any]
 
 
 def handlers() -> dict[str, Handler]:
@@ -50,7 +48,7 @@ def handlers() -> dict[str, Handler]:
 # --- casts and views ---------------------------------------------------------------------------------------------
 
 
-def _cast(tracer: Tracer, call: Call) -> Any:
+def _cast(trace: Trace, call: Call) -> Any:
     result = call.run()
     if (
         not call.args
@@ -59,20 +57,20 @@ def _cast(tracer: Tracer, call: Call) -> Any:
         or result is call.args[0]
     ):
         return result
-    tag = tracer.tags[call.args[0]]
+    tag = trace.tags[call.args[0]]
     cuts: tuple[Cut, ...] = ()
     if "dropout" not in call.name and result.is_floating_point():
-        cuts = compose(call.func, call.name, call.args, call.kwargs, lambda item: tracer.tags[item].cuts)
-    tracer.tags.set(result, replace(tag, cuts=cuts))
+        cuts = compose(call.func, call.name, call.args, call.kwargs, lambda item: trace.tags[item].cuts)
+    trace.tags.set(result, replace(tag, cuts=cuts))
     return result
 
 
-def _view(tracer: Tracer, call: Call) -> Any:
+def _view(trace: Trace, call: Call) -> Any:
     result = call.run()
     if not call.args or not isinstance(call.args[0], Tensor):
         return result
     source = call.args[0]
-    tag = tracer.tags[source]
+    tag = trace.tags[source]
     kept = Tag(
         gate=tag.gate,
         producer=tag.producer,
@@ -84,9 +82,9 @@ def _view(tracer: Tracer, call: Call) -> Any:
     if tag.normalised is not None:
         for item in tensors_in(result):
             dim = _dim_after(call, source, item, tag.normalised_dim)
-            tracer.tags.set(item, replace(kept, normalised=tag.normalised if dim else None, normalised_dim=dim or -1))
+            trace.tags.set(item, replace(kept, normalised=tag.normalised if dim else None, normalised_dim=dim or -1))
     elif kept != Tag():
-        tracer.tags.set(result, kept)
+        trace.tags.set(result, kept)
     return result
 
 
@@ -109,79 +107,79 @@ def _dim_after(call: Call, source: Tensor, result: Tensor, dim: int) -> int | No
 # --- linear maps -------------------------------------------------------------------------------------------------
 
 
-def _linear(tracer: Tracer, call: Call) -> Any:
+def _linear(trace: Trace, call: Call) -> Any:
     result = call.run()
-    _count_linear(tracer)
-    running = tracer.frames.running  # outside the model, a map of its output may still be its head
-    tracer.tags.set(result, Tag(producer=tracer.tags[call.args[0]].producer if running is None else running))
+    _count_linear(trace)
+    running = trace.frames.running  # outside the model, a map of its output may still be its head
+    trace.tags.set(result, Tag(producer=trace.tags[call.args[0]].producer if running is None else running))
     return result
 
 
-def _count_linear(tracer: Tracer) -> None:
-    if tracer.frames.stack:
-        tracer.frames.stack[-1].linears += 1
+def _count_linear(trace: Trace) -> None:
+    if trace.frames.stack:
+        trace.frames.stack[-1].linears += 1
 
 
-def _convolution(tracer: Tracer, call: Call) -> Any:
+def _convolution(trace: Trace, call: Call) -> Any:
     result = call.run()
-    tracer.tags.set(result, Tag(producer=tracer.frames.running, channel_dim=1))
+    trace.tags.set(result, Tag(producer=trace.frames.running, channel_dim=1))
     return result
 
 
-def _matmul(tracer: Tracer, call: Call) -> Any:
+def _matmul(trace: Trace, call: Call) -> Any:
     result = call.run()
-    if tracer.frames.stack:
-        attention.product(tracer, call)
+    if trace.frames.stack:
+        attention.product(trace, call)
         if any(isinstance(item, nn.Parameter) for item in call.tensors):
-            _count_linear(tracer)
-    running = tracer.frames.running  # outside the model, a map of its output may still be its head
-    tracer.tags.set(result, Tag(producer=tracer.tags[call.args[0]].producer if running is None else running))
+            _count_linear(trace)
+    running = trace.frames.running  # outside the model, a map of its output may still be its head
+    trace.tags.set(result, Tag(producer=trace.tags[call.args[0]].producer if running is None else running))
     return result
 
 
-def _glu(tracer: Tracer, call: Call) -> Any:
+def _glu(trace: Trace, call: Call) -> Any:
     result = call.run()
-    if tracer.frames.stack:
+    if trace.frames.stack:
         dim = call.argument(1, "dim", -1)
         up, gate = call.args[0].detach().chunk(2, dim)
         with torch._C.DisableTorchFunction():
             activated = torch.sigmoid(gate)
-        tracer.emit(
-            tracer.site("gate", "glu"),
+        trace.emit(
+            trace.site("gate", "glu"),
             GateEvent(
-                activated=activated, up=up, product=result.detach(), channel_dim=tracer.tags[call.args[0]].channel_dim
+                activated=activated, up=up, product=result.detach(), channel_dim=trace.tags[call.args[0]].channel_dim
             ),
         )
     return result
 
 
-def _recurrence(tracer: Tracer, call: Call) -> Any:
+def _recurrence(trace: Trace, call: Call) -> Any:
     result = call.run()
-    if tracer.frames.stack:
-        tracer.not_measured("recurrence", call.name, "the fused call shows no gate tensors")
+    if trace.frames.stack:
+        trace.not_measured("recurrence", call.name, "the fused call shows no gate tensors")
     return result
 
 
 # --- softmax, masks and choices ----------------------------------------------------------------------------------
 
 
-def _softmax(tracer: Tracer, call: Call) -> Any:
+def _softmax(trace: Trace, call: Call) -> Any:
     result = call.run()
-    if not tracer.frames.stack or not isinstance(call.args[0], Tensor) or call.in_place:
+    if not trace.frames.stack or not isinstance(call.args[0], Tensor) or call.in_place:
         return result
     scores = call.args[0]
     dim = call.argument(1, "dim", -1)
     dim = -1 if dim is None else dim if dim < 0 else dim - scores.dim()
-    tag = tracer.tags[scores]
-    normalised = Normalised("softmax", tracer.frames.path, scores, dim, tag.visible)
+    tag = trace.tags[scores]
+    normalised = Normalised("softmax", trace.frames.path, scores, dim, tag.visible)
     if tag.chosen is not None:
         normalised.router = tag.chosen
-    tracer.add_normalised(normalised)
-    tracer.tags.set(result, Tag(normalised=normalised, normalised_dim=dim))
+    trace.add_normalised(normalised)
+    trace.tags.set(result, Tag(normalised=normalised, normalised_dim=dim))
     return result
 
 
-def _choice(tracer: Tracer, call: Call) -> Any:
+def _choice(trace: Trace, call: Call) -> Any:
     result = call.run()
     if not call.args or not isinstance(call.args[0], Tensor):
         return result
@@ -194,31 +192,31 @@ def _choice(tracer: Tracer, call: Call) -> Any:
     indices = indices.unsqueeze(dim) if call.name == "argmax" and not call.argument(2, "keepdim", False) else indices
     indices = indices.movedim(dim, -1)
     experts = source.shape[dim]
-    normalised = tracer.tags[source].normalised
+    normalised = trace.tags[source].normalised
     if normalised is not None and experts == normalised.scores.shape[normalised.dim]:
         normalised.router = (indices, experts)
         if normalised.candidate is not None:
             normalised.candidate.taken = True
     elif values is not None:
-        tracer.tags.set(values, Tag(chosen=(indices, experts)))
+        trace.tags.set(values, Tag(chosen=(indices, experts)))
     return result
 
 
-def _masked_fill(tracer: Tracer, call: Call) -> Any:
+def _masked_fill(trace: Trace, call: Call) -> Any:
     result = call.run()
-    tag = tracer.tags[call.args[0]]
+    tag = trace.tags[call.args[0]]
     mask, value = call.argument(1, "mask"), call.argument(2, "value")
     visible = tag.visible
     if isinstance(value, int | float) and value <= -1e3 and isinstance(mask, Tensor):
         visible = ~mask if visible is None else visible & ~mask
-    tracer.tags.set(
+    trace.tags.set(
         result,
         Tag(producer=tag.producer, normalised=tag.normalised, normalised_dim=tag.normalised_dim, visible=visible),
     )
     return result
 
 
-def _where(tracer: Tracer, call: Call) -> Any:
+def _where(trace: Trace, call: Call) -> Any:
     result = call.run()
     if len(call.args) != 3:
         return result
@@ -226,40 +224,40 @@ def _where(tracer: Tracer, call: Call) -> Any:
     for kept, filled, visible in ((chosen, other, condition), (other, chosen, None)):
         if isinstance(kept, Tensor) and isinstance(filled, int | float) and filled <= -1e3:
             visible = ~condition if visible is None else visible
-            tracer.tags.set(result, replace(tracer.tags[kept], cuts=(), parts=(), gate=None, visible=visible))
+            trace.tags.set(result, replace(trace.tags[kept], cuts=(), parts=(), gate=None, visible=visible))
     return result
 
 
 # --- losses ------------------------------------------------------------------------------------------------------
 
 
-def _log_softmax(tracer: Tracer, call: Call) -> Any:
+def _log_softmax(trace: Trace, call: Call) -> Any:
     result = call.run()
-    tag = tracer.tags[call.args[0]]
-    tracer.tags.set(result, Tag(producer=tag.producer, log_softmax_of=call.args[0]))
+    tag = trace.tags[call.args[0]]
+    trace.tags.set(result, Tag(producer=tag.producer, log_softmax_of=call.args[0]))
     return result
 
 
-def _cross_entropy(tracer: Tracer, call: Call) -> Any:
+def _cross_entropy(trace: Trace, call: Call) -> Any:
     result = call.run()
-    _loss(tracer, call.args[0], call.argument(1, "target"), call.argument(4, "ignore_index", -100))
+    _loss(trace, call.args[0], call.argument(1, "target"), call.argument(4, "ignore_index", -100))
     return result
 
 
-def _nll_loss(tracer: Tracer, call: Call) -> Any:
+def _nll_loss(trace: Trace, call: Call) -> Any:
     result = call.run()
-    logits = tracer.tags[call.args[0]].log_softmax_of
+    logits = trace.tags[call.args[0]].log_softmax_of
     if logits is not None:
-        _loss(tracer, logits, call.argument(1, "target"), call.argument(4, "ignore_index", -100))
+        _loss(trace, logits, call.argument(1, "target"), call.argument(4, "ignore_index", -100))
     return result
 
 
-def _loss(tracer: Tracer, logits: Tensor, target: Any, ignore_index: int) -> None:
-    path = tracer.tags[logits].producer
-    if path is None and not tracer.frames.stack:
+def _loss(trace: Trace, logits: Tensor, target: Any, ignore_index: int) -> None:
+    path = trace.tags[logits].producer
+    if path is None and not trace.frames.stack:
         return  # a loss of something else than this model's output
     classes_last = logits.movedim(1, -1) if logits.dim() > 2 else logits
     rows = classes_last.detach().reshape(-1, classes_last.shape[-1])
     known = isinstance(target, Tensor) and not target.is_floating_point()
     targets = target.detach().reshape(-1) if known else None
-    tracer.head(path or "", HeadEvent(logits=rows, targets=targets, ignore_index=ignore_index))
+    trace.head(path or "", HeadEvent(logits=rows, targets=targets, ignore_index=ignore_index))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,9 +15,7 @@ from .frames import Frame
 from .functions import AFFINE as AFFINE_CALLS
 from .functions import ANCHORS, PRODUCTS
 from .provenance import Candidate, Normalised, Tag, same_values
-
-if TYPE_CHECKING:
-    from .tracer import Tracer
+from .trace import Trace
 
 _RECURRENT_FROM = 4  # chained steps state' = decay·state + input that make a recurrence (a rotation has one)
 
@@ -41,65 +39,65 @@ def activation_event(candidate: Candidate) -> ActivationEvent:
     )
 
 
-def module_call(tracer: Tracer, frame: Frame, op: str, function: Callable[[Tensor], Tensor], output: Tensor) -> None:
+def module_call(trace: Trace, frame: Frame, op: str, function: Callable[[Tensor], Tensor], output: Tensor) -> None:
     """A parameterless elementwise module has ended: one call, whatever was inside."""
     assert frame.before is not None
-    before = tracer.tags[frame.before]
+    before = trace.tags[frame.before]
     call = Call(on_a_copy(function), f"module{id(frame.module)}", False, (frame.before,), {})
-    cuts = compose(call.func, call.name, call.args, call.kwargs, lambda item: tracer.tags[item].cuts)
+    cuts = compose(call.func, call.name, call.args, call.kwargs, lambda item: trace.tags[item].cuts)
     tag = Tag(cuts=cuts, parts=before.parts, producer=before.producer, channel_dim=before.channel_dim)
     if op == AFFINE:
-        tracer.tags.set(output, replace(before, cuts=cuts))
+        trace.tags.set(output, replace(before, cuts=cuts))
         return
     candidate = Candidate(frame.path, op, frame.before, output, call.func, before.channel_dim)
-    tracer.add_candidate(candidate)
-    normalised = _sigmoid_scores(tracer, op, frame.before, candidate)
-    tracer.tags.set(output, replace(tag, parts=(*before.parts, candidate), gate=candidate, normalised=normalised))
+    trace.add_candidate(candidate)
+    normalised = _sigmoid_scores(trace, op, frame.before, candidate)
+    trace.tags.set(output, replace(tag, parts=(*before.parts, candidate), gate=candidate, normalised=normalised))
 
 
-def function_call(tracer: Tracer, call: Call) -> Any:
+def function_call(trace: Trace, call: Call) -> Any:
     """A function of each element: alone, with scalars, or of several tensors of one shape."""
     in_place = call.in_place or (call.name in ANCHORS and call.kwargs.get("inplace") is True)
-    if not call.args or not isinstance(call.args[0], Tensor) or not tracer.frames.stack:
-        return _carry(tracer, call)
+    if not call.args or not isinstance(call.args[0], Tensor) or not trace.frames.stack:
+        return _carry(trace, call)
     if not in_place:
-        return _composed(tracer, call, call.args, call.func)
+        return _composed(trace, call, call.args, call.func)
     if call.name in ANCHORS:
         before = call.args[0].detach().clone()
-        tracer.tags.set(before, tracer.tags[call.args[0]])
-        return _composed(tracer, call, (before, *call.args[1:]), on_a_copy(call.func))
-    return _written(tracer, call)
+        trace.tags.set(before, trace.tags[call.args[0]])
+        return _composed(trace, call, (before, *call.args[1:]), on_a_copy(call.func))
+    return _written(trace, call)
 
 
-def _carry(tracer: Tracer, call: Call) -> Any:
+def _carry(trace: Trace, call: Call) -> Any:
     """Outside the model only the logits' origin matters."""
     result = call.run()
     for item in call.tensors[:1]:
-        tag = tracer.tags[item]
+        tag = trace.tags[item]
         if tag.producer is not None:
-            tracer.tags.set(result, Tag(producer=tag.producer))
+            trace.tags.set(result, Tag(producer=tag.producer))
     return result
 
 
-def _composed(tracer: Tracer, call: Call, args: tuple[Any, ...], func: Callable[..., Any]) -> Any:
+def _composed(trace: Trace, call: Call, args: tuple[Any, ...], func: Callable[..., Any]) -> Any:
     result = call.run()
-    cuts = compose(func, call.name, args, call.kwargs, lambda item: tracer.tags[item].cuts)
-    _conclude(tracer, call, args, cuts, result)
+    cuts = compose(func, call.name, args, call.kwargs, lambda item: trace.tags[item].cuts)
+    _conclude(trace, call, args, cuts, result)
     return result
 
 
-def _conclude(tracer: Tracer, call: Call, args: tuple[Any, ...], cuts: tuple[Cut, ...], result: Any) -> None:
+def _conclude(trace: Trace, call: Call, args: tuple[Any, ...], cuts: tuple[Cut, ...], result: Any) -> None:
     """What the result is now known to be: an activation, a gated product, or something on the way."""
     if not isinstance(result, Tensor) or not result.is_floating_point():
         return
     tensors = [item for item in args if isinstance(item, Tensor) and item.dim() > 0] or [args[0]]
-    tags = [tracer.tags[item] for item in tensors]
+    tags = [trace.tags[item] for item in tensors]
     tag = Tag(
         cuts=cuts,
         parts=tuple(dict.fromkeys(part for tag in tags for part in tag.parts)),
         producer=next((tag.producer for tag in tags if tag.producer is not None), None),
         channel_dim=tags[0].channel_dim,
-        **_recurrent_state(tracer, call, tags),
+        **_recurrent_state(trace, call, tags),
     )
     if call.name in AFFINE_CALLS:
         tag = replace(
@@ -107,13 +105,13 @@ def _conclude(tracer: Tracer, call: Call, args: tuple[Any, ...], cuts: tuple[Cut
         )
         if len(tensors) == 1:
             tag = replace(tag, gate=tags[0].gate, chosen=tags[0].chosen)
-    tag = _recognised(tracer, call, result, tag)
+    tag = _recognised(trace, call, result, tag)
     if call.name in PRODUCTS and len(tensors) == 2 and tag.gate is None and not cuts:
-        _gate(tracer, tensors[0], tensors[1], result)
-    tracer.tags.set(result, tag)
+        _gate(trace, tensors[0], tensors[1], result)
+    trace.tags.set(result, tag)
 
 
-def _recognised(tracer: Tracer, call: Call, result: Tensor, tag: Tag) -> Tag:
+def _recognised(trace: Trace, call: Call, result: Tensor, tag: Tag) -> Tag:
     """If the largest nameable expression that ends here is an activation, hold it as one."""
     for cut in tag.cuts:
         node = cut.node
@@ -123,15 +121,15 @@ def _recognised(tracer: Tracer, call: Call, result: Tensor, tag: Tag) -> Tag:
             for part in tag.parts:
                 part.taken = True
             return replace(tag, parts=())
-        op = tracer.structure.namer.of_node(node)
+        op = trace.namer.of_node(node)
         single = node.size == 1 and call.name in ANCHORS
         if op == UNKNOWN and single:
             op = call.name
         if op in (UNKNOWN, AFFINE):
             continue
-        candidate = Candidate(tracer.frames.path, op, cut.root, result, node, tag.channel_dim)
-        tracer.add_candidate(candidate, tag.parts)
-        normalised = _sigmoid_scores(tracer, op, cut.root, candidate)
+        candidate = Candidate(trace.frames.path, op, cut.root, result, node, tag.channel_dim)
+        trace.add_candidate(candidate, tag.parts)
+        normalised = _sigmoid_scores(trace, op, cut.root, candidate)
         return replace(tag, parts=(candidate,), gate=candidate, normalised=normalised)
     return tag
 
@@ -147,25 +145,25 @@ def _is_softcap(node: Node) -> bool:
     return False
 
 
-def _sigmoid_scores(tracer: Tracer, op: str, scores: Tensor, candidate: Candidate) -> Normalised | None:
+def _sigmoid_scores(trace: Trace, op: str, scores: Tensor, candidate: Candidate) -> Normalised | None:
     """A sigmoid may turn out to choose experts or to weigh values."""
     if op != "sigmoid":
         return None
-    normalised = Normalised("sigmoid", tracer.frames.path, scores, -1, None, candidate=candidate)
-    tracer.add_normalised(normalised)
+    normalised = Normalised("sigmoid", trace.frames.path, scores, -1, None, candidate=candidate)
+    trace.add_normalised(normalised)
     return normalised
 
 
-def _gate(tracer: Tracer, first: Any, second: Any, product: Tensor) -> None:
+def _gate(trace: Trace, first: Any, second: Any, product: Tensor) -> None:
     for activated, up in ((first, second), (second, first)):
         if not isinstance(activated, Tensor) or not isinstance(up, Tensor) or activated.shape != up.shape:
             return
-        candidate = tracer.tags[activated].gate
+        candidate = trace.tags[activated].gate
         if candidate is None or same_values(up, candidate.input) or isinstance(up, nn.Parameter):
             continue
         op = GATES.get(candidate.op, f"gated_{candidate.op}")
         if candidate.op == "quick_gelu" and any(
-            cut.node is not None and "clamp" in cut.node.key for cut in tracer.tags[candidate.input].cuts
+            cut.node is not None and "clamp" in cut.node.key for cut in trace.tags[candidate.input].cuts
         ):
             op = "clamped_swiglu"
         event = GateEvent(
@@ -174,23 +172,23 @@ def _gate(tracer: Tracer, first: Any, second: Any, product: Tensor) -> None:
             product=product.detach(),
             channel_dim=candidate.channel_dim,
         )
-        tracer.emit(tracer.site("gate", op), event)
+        trace.emit(trace.site("gate", op), event)
         return
 
 
-def _written(tracer: Tracer, call: Call) -> Any:
+def _written(trace: Trace, call: Call) -> Any:
     """A sum or product in place: what was known of the written tensor is now known of a copy of its old values."""
     target = call.args[0]
-    tags = [tracer.tags[item] for item in call.tensors]
+    tags = [trace.tags[item] for item in call.tensors]
     parts = {part for tag in tags for part in tag.parts if target is part.input or target is part.output}
     cuts: tuple[Cut, ...] = ()
     if len(call.tensors) == 2:
-        cuts = compose(call.func, call.name, call.args, call.kwargs, lambda item: tracer.tags[item].cuts)
+        cuts = compose(call.func, call.name, call.args, call.kwargs, lambda item: trace.tags[item].cuts)
     gated = call.name in PRODUCTS and any(tag.gate is not None for tag in tags)
     before = target
     if cuts or parts or gated:
         before = target.detach().clone()
-        tracer.tags.set(before, tags[0])
+        trace.tags.set(before, tags[0])
     for part in parts:
         part.input = before if part.input is target else part.input
         part.output = before if part.output is target else part.output
@@ -200,11 +198,11 @@ def _written(tracer: Tracer, call: Call) -> Any:
         for cut in cuts
         if cut.node is not None
     )
-    _conclude(tracer, call, (before, *call.args[1:]), cuts, result)
+    _conclude(trace, call, (before, *call.args[1:]), cuts, result)
     return result
 
 
-def _recurrent_state(tracer: Tracer, call: Call, tags: list[Tag]) -> dict[str, Any]:
+def _recurrent_state(trace: Trace, call: Call, tags: list[Tag]) -> dict[str, Any]:
     """Follow state' = decay·state + input; a chain of these is a recurrence."""
     if len(call.tensors) != 2:
         return {}
@@ -214,5 +212,5 @@ def _recurrent_state(tracer: Tracer, call: Call, tags: list[Tag]) -> dict[str, A
         return {}
     steps = 1 + max(tag.linear_state for tag in tags if tag.scaled)
     if steps == _RECURRENT_FROM:
-        tracer.not_measured("recurrence", "linear", "no instrument reads a recurrence's state yet", numbered=False)
+        trace.not_measured("recurrence", "linear", "no instrument reads a recurrence's state yet", numbered=False)
     return {"linear_state": steps}
