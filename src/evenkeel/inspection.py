@@ -119,11 +119,11 @@ def _as_found(model: nn.Module) -> Iterator[None]:
         try:
             model.eval()
             model.zero_grad(set_to_none=True)
-            if cache:
+            if config is not None and cache:
                 config.use_cache = False  # a cache is for decoding; filled in place, it can break the backward pass
             yield
         finally:
-            if cache:
+            if config is not None and cache:
                 config.use_cache = cache
             for module, mode in training.items():
                 module.training = mode
