@@ -27,7 +27,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--format", metavar="FORMAT", type=_argument(_format), default="text", help="text (default), json, ..."
     )
-    group.add_argument("--out", metavar="FILE", type=_argument(_file), help="write there, not to standard output")
+    group.add_argument("--out", metavar="FILE", type=file_argument, help="write there, not to standard output")
     group.add_argument(
         "--fail-on",
         choices=("error", "warning", "never"),
@@ -50,10 +50,9 @@ def finish(document: Document, arguments: argparse.Namespace) -> int:
     document = _without(document, arguments.ignore)
     new = None if arguments.baseline is None else _not_in(arguments.baseline, document.findings)
     if arguments.out is not None:
-        _write(arguments.out, arguments.format(document, new=new))
+        write(arguments.out, arguments.format(document, new=new))
     else:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        _print(arguments.format(document, width=width, color=_color(), new=new))
+        show(lambda width, color: arguments.format(document, width=width, color=color, new=new))
     counting = document.findings if new is None else new
     return int(any(_counts(finding, arguments.fail_on) for finding in counting))
 
@@ -72,6 +71,11 @@ def read_document(path: str) -> Document:
         raise RecordError(
             f"{clean_name(path)} is JSON but no document of evenkeel; write one with --format json --out FILE"
         ) from error
+
+
+def file_argument(text: str) -> Path:
+    """The file that an option names, links followed; argparse refuses a directory and a missing folder."""
+    return _argument(_file)(text)
 
 
 def _argument(read: Callable[[str], T]) -> Callable[[str], T]:
@@ -129,17 +133,18 @@ def _counts(finding: Finding, fail_on: str) -> bool:
     return fail_on != "never" and SEVERITIES.index(finding.severity) <= SEVERITIES.index(fail_on)
 
 
+def show(draw: Callable[[int | None, bool], str]) -> None:
+    """Print what `draw(width, color)` gives for standard output, with escapes for what its encoding lacks."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    encoding = sys.stdout.encoding or "utf-8"
+    print(draw(width, _color()).rstrip("\n").encode(encoding, "backslashreplace").decode(encoding))
+
+
 def _color() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def _print(text: str) -> None:
-    """Print, with escapes for what the terminal's encoding lacks."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.rstrip("\n").encode(encoding, "backslashreplace").decode(encoding))
-
-
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
     """Write a file whole or not at all; a pipe or a device is written to as it is."""
     data = (text.rstrip("\n") + "\n").encode("utf-8", "backslashreplace")
     try:

@@ -34,11 +34,9 @@ class AttentionConfig:
         _at_least_one(self, "attention", "heads")
         if isinstance(self.scale, str):
             if self.scale not in _SCALES:
-                raise ConfigError(f"attention.scale is {self.scale!r}; {_hint(self.scale, _SCALES)}, or a number")
+                raise ConfigError(f"attention.scale is {self.scale!r}; {_hint(self.scale, _SCALES)}")
         elif not (math.isfinite(self.scale) and self.scale > 0):
-            raise ConfigError(
-                f"attention.scale is {self.scale} and must be a finite number above 0, or one of {_SCALES}"
-            )
+            raise ConfigError(f"attention.scale is {self.scale}; give {', '.join(_SCALES)}, or a finite number above 0")
 
     def score_scale(self, head_dim: int) -> float:
         """The factor that scores of this head dimension d_k are multiplied by."""
