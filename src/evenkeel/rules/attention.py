@@ -245,19 +245,18 @@ ATT303 = Rule(
 )
 
 
+_SPREAD = ("score_std", "entropy", "entropy_relative", "sink_mass")
+
+
 def _judge_spread(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Case]:
     for site in sites:
-        spread, entropy, relative, sink = (
-            measurements.values(site, stat) for stat in ("score_std", "entropy", "entropy_relative", "sink_mass")
-        )
-        bounds = [_condensation(*pair) for pair in zip(entropy, relative, strict=True)]
-        heads = [
-            head
-            for head in range(len(spread))
-            if spread[head] > bounds[head] and relative[head] < _CONDENSED and sink[head] < _SINK
-        ]
-        if not heads or len(heads) < _WIDE_HEADS * len(spread):
+        if not _wide_heads(*(measurements.history(site, stat)[0][1] for stat in _SPREAD)):
+            continue  # it began well: what a run sharpens later, it has learned
+        spread, entropy, relative, sink = (measurements.values(site, stat) for stat in _SPREAD)
+        heads = _wide_heads(spread, entropy, relative, sink)
+        if not heads:
             continue
+        bounds = [_condensation(*pair) for pair in zip(entropy, relative, strict=True)]
         widest = max(heads, key=lambda head: spread[head] / bounds[head])
         yield Case(
             severity="warning",
@@ -276,6 +275,16 @@ def _judge_spread(measurements: Measurements, sites: tuple[Site, ...]) -> Iterat
             f"1/sqrt(d_k) gives 1, and none gives sqrt(d_k)",
             excess=spread[widest] / bounds[widest],
         )
+
+
+def _wide_heads(*stats: tuple[float, ...]) -> list[int]:
+    """The heads past the condensation point, if they are three quarters of the layer; else none."""
+    heads = [
+        head
+        for head, (spread, entropy, relative, sink) in enumerate(zip(*stats, strict=True))
+        if spread > _condensation(entropy, relative) and relative < _CONDENSED and sink < _SINK
+    ]
+    return heads if len(heads) >= _WIDE_HEADS * len(stats[0]) else []
 
 
 def _condensation(entropy: float, relative: float) -> float:
@@ -299,7 +308,8 @@ ATT304 = Rule(
     "heads of a layer. Independent Gaussian scores wider than sqrt(2 ln n) condense: the softmax falls onto a handful "
     "of keys however many there are (the freezing transition of Derrida's random energy model). n = 128: 3.1; n = "
     "1024: 3.7. Without scaling, unit-variance queries and keys give sqrt(d_k): 5.7 at d_k = 32, 8 at 64. Learning "
-    "sharpens some heads, a wrong scale all of them.",
+    "sharpens some heads, a wrong scale all of them, and from the start: in a run the first measured step must show it "
+    "as well as the latest.",
     why="Scores this wide make the weights nearly one-hot before anything is learned, and the gradient to queries and "
     "keys vanishes with 1 - sum p^2.",
     advice=(
@@ -332,6 +342,24 @@ ATT304 = Rule(
                 entropy=(3.7, 3.8, 3.6, 3.7),
                 entropy_relative=(0.9, 0.92, 0.88, 0.9),
                 sink_mass=(0.04, 0.03, 0.04, 0.05),
+            ),
+        ),
+        example(
+            "heads that a run has sharpened from a good start",
+            at(
+                "layers.0.attn:attention.softmax",
+                score_std=(1.0, 0.9),
+                entropy=(3.7, 3.8),
+                entropy_relative=(0.9, 0.92),
+                sink_mass=(0.04, 0.03),
+            ),
+            at(
+                "layers.0.attn:attention.softmax",
+                step=180,
+                score_std=(6.7, 5.6),
+                entropy=(0.94, 0.97),
+                entropy_relative=(0.23, 0.24),
+                sink_mass=(0.04, 0.03),
             ),
         ),
         example(
