@@ -30,7 +30,7 @@ types: $(INSTALLED)
 	$(BIN)/pyright
 
 contracts: $(INSTALLED)
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache  # a cached import of a module made since is misread
 
 wheel: $(INSTALLED) ## build the wheel and use it in an empty environment
 	.ci/wheel
