@@ -156,8 +156,9 @@ class TestBatches:
         (batch,) = made.batches
         assert batch["input_ids"].shape == (2, 32) and batch["input_ids"][:, 0].tolist() == [300, 300]
         assert bytes(batch["input_ids"][0, 1:31].tolist()).decode() in _TEXT
-        assert torch.equal(batch["labels"], batch["input_ids"])
-        assert (made.info.source, made.info.kind, made.info.tokens, made.notes) == ("book", "text", 64, ())
+        assert batch["attention_mask"].sum(dim=1).tolist() == [32, 28]
+        assert torch.equal(batch["labels"][0], batch["input_ids"][0])
+        assert (made.info.source, made.info.kind, made.info.tokens, made.notes) == ("book", "text", 60, ())
 
     def test_what_is_short_is_padded_and_padding_counts_nowhere(self) -> None:
         made = make_batches(_loaded("encoder", FramedTokenizer()), ["abcdef", "xyz"], source="s", tokens=64)
@@ -169,13 +170,14 @@ class TestBatches:
         assert (batch["labels"] == -100).equal(batch["attention_mask"] == 0) and (batch["labels"] == -100).any()
 
     def test_masked_labels_are_the_tokens_behind_the_mask_and_no_others(self) -> None:
-        made = make_batches(_loaded("masked", FramedTokenizer()), [_TEXT], source="s", tokens=96)
+        made = make_batches(_loaded("masked", FramedTokenizer()), [_TEXT * 10], source="s", tokens=960)
         (batch,) = made.batches
         ids, labels = batch["input_ids"], batch["labels"]
         assert (labels != -100).equal(ids == 303)
-        assert (ids == 303).sum(dim=1).tolist() == [round(0.15 * 30)] * 3
+        assert (ids == 303).sum(dim=1).tolist() == [round(0.15 * 30)] * 30
+        assert (ids[:, 0] == 300).all() and (ids[:, -1] == 301).all()
         restored = torch.where(labels != -100, labels, ids)
-        assert all(bytes(row[1:31]).decode() in _TEXT for row in restored.tolist())
+        assert all(bytes(row[1:31]).decode() in _TEXT * 10 for row in restored.tolist())
 
     def test_an_encoder_decoder_reads_a_half_and_predicts_the_other(self) -> None:
         made = make_batches(_loaded("encoder_decoder", FramedTokenizer()), [_TEXT], source="s", tokens=32)
@@ -206,7 +208,7 @@ class TestBatches:
         loaded = _loaded("causal", max_position_embeddings=100_000)
         sizes = [batch["input_ids"].shape for batch in make_batches(loaded, None, source="s", tokens=3000).batches]
         assert sizes == [(2, 512), (2, 512), (1, 512)]
-        short = make_batches(_loaded("encoder", FramedTokenizer()), ["abcd"] * 400, source="s", tokens=1600).batches
+        short = make_batches(_loaded("encoder", FramedTokenizer()), ["abcd"] * 400, source="s", tokens=1707).batches
         assert [batch["input_ids"].shape for batch in short] == [(170, 6), (170, 6), (60, 6)]
 
     def test_a_tokenizer_of_another_model_is_refused(self) -> None:

@@ -92,19 +92,22 @@ def test_a_real_model_with_its_tokenizer(no_network: list[Any]) -> None:
     assert no_network == []
 
 
-@pytest.mark.parametrize("family", ["llama", "bert", "vit"])
-def test_the_class_is_found_from_the_weights_where_the_config_names_none(
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_class_that_is_not_known_is_replaced_by_the_one_that_the_weights_fit(
     saved: Callable[[str], Path], tmp_path: Path, family: str
 ) -> None:
     directory = shutil.copytree(saved(family), tmp_path / family)
     edit_config(directory, architectures=["SomeoneElsesModel"])
     loaded = load_directory(directory)
     assert type(loaded.model) is type(make_model(family)) and "SomeoneElsesModel" in loaded.notes[0]
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "vit"])  # where the head has weights of its own
+def test_weights_without_a_head_are_of_a_model_without_one(tmp_path: Path, family: str) -> None:
     base = transformers.AutoModel.from_config(make_model(family).config)
-    base.save_pretrained(directory)
-    edit_config(directory, architectures=None)
-    loaded = load_directory(directory)
-    assert type(loaded.model) is type(base)
+    base.save_pretrained(tmp_path)
+    edit_config(tmp_path, architectures=None)
+    assert type(load_directory(tmp_path).model) is type(base)
 
 
 def test_shards_are_read_together(tmp_path: Path) -> None:
@@ -125,7 +128,9 @@ def test_dtype_is_the_config_s_or_the_one_that_was_asked_for(llama: Path) -> Non
 def test_weights_that_the_checkpoint_lacks_are_drawn_the_same_each_time_and_named(tmp_path: Path) -> None:
     transformers.AutoModel.from_config(make_model("gpt2").config).save_pretrained(tmp_path)
     edit_config(tmp_path, architectures=["GPT2ForSequenceClassification"])
-    first, second = load_directory(tmp_path), load_directory(tmp_path)
+    first = load_directory(tmp_path)
+    torch.rand(1)  # the next load starts from another random state
+    second = load_directory(tmp_path)
     assert "score.weight" in first.notes[0] and "drawn at random" in first.notes[0]
     assert torch.equal(first.model.get_parameter("score.weight"), second.model.get_parameter("score.weight"))
 
@@ -357,7 +362,8 @@ class TestMemory:
             check_memory(directory, both.total(100) - 1, tokens=100)
         with pytest.raises(ModelError, match=r"try --no-backward$"):
             check_memory(directory, both.total(16) - 1, tokens=16)
-        assert 16 < (fewer := forward.tokens_in(both.total(15))) < 1000
+        fewer = forward.tokens_in(both.total(15))
+        assert 16 < fewer < 1000
         with pytest.raises(ModelError, match=rf"try --no-backward --tokens {fewer}$"):
             check_memory(directory, both.total(15), tokens=1000)
         with pytest.raises(ModelError, match="more memory"):
@@ -369,13 +375,13 @@ class TestMemory:
         assert available_memory("mps") is None
 
     def test_the_estimate_is_near_what_measuring_takes(self, tmp_path: Path) -> None:
-        config = transformers.GPT2Config(n_embd=128, n_layer=4, n_head=4, vocab_size=8000)
+        config = transformers.GPT2Config(n_embd=128, n_layer=8, n_head=4, vocab_size=8000)
         transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
         run = subprocess.run(
             [sys.executable, "-c", _MEASURE, str(tmp_path)], capture_output=True, text=True, check=True
         )
         need, taken = map(int, run.stdout.split())
-        assert 0.7 < need / taken < 1.5
+        assert 0.8 < need / taken < 1.6
 
 
 _MEASURE = """

@@ -79,8 +79,11 @@ class TestWorking:
             (loss,) = (reading.values[0] for reading in document.readings if reading.stat == "loss")
             assert abs(loss - torch.tensor(300.0).log()) < 0.5  # an untrained model knows nothing of 300 tokens
 
-    def test_a_trained_model_has_no_warning(self, run: Callable[..., Run], tmp_path: Path) -> None:
-        texts = tmp_path / "texts.jsonl"
+    def test_a_trained_model_has_no_warning(
+        self, run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        texts = Path("texts.jsonl")
         lines = [{"text": "The keel is the lowest part of a ship."}, {"text": "It keeps her upright under sail."}]
         texts.write_text("".join(json.dumps(line) + "\n" for line in lines * 8))
         code, output, errors = run("inspect", MINILM, "--data", texts, "--fail-on", "warning", "--device", "cpu")
@@ -236,6 +239,12 @@ class TestRefusing:
 
 
 class TestMain:
+    def test_as_a_process_of_its_own_it_prints_the_report_and_nothing_else(self, directories: dict[str, Path]) -> None:
+        command = [sys.executable, "-m", "evenkeel", "inspect", directories["gpt2"], "--format", "json", *FEW]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert Document.from_dict(json.loads(done.stdout)).model.class_name == "GPT2LMHeadModel"
+
     def test_without_transformers_it_says_what_to_install(self, directories: dict[str, Path]) -> None:
         code = (
             "import sys; sys.modules['transformers'] = None\n"

@@ -131,7 +131,7 @@ def token_pieces(
     """
     if joined:
         texts = ["\n\n".join(texts)]
-    share = math.ceil(max(tokens // length, 1) / len(texts))
+    share = math.ceil(tokens / length / len(texts))
     pieces, left = [], tokens
     for text in texts:
         for piece in _pieces_of(tokenizer, text, length, share):
@@ -188,6 +188,7 @@ def make_batches(
         notes = ("the tokens are random: every number here is weak evidence",)
     else:
         joined = loaded.kind in ("causal", "encoder_decoder")
-        pieces = token_pieces(loaded.tokenizer, texts, length=rows.length, tokens=tokens, joined=joined)
+        room = rows.room(tokens)
+        pieces = token_pieces(loaded.tokenizer, texts, length=rows.length, tokens=room, joined=joined)
         info, notes = DataInfo(source=source, kind="text", tokens=rows.tokens(pieces)), ()
     return Batches(tuple(token_batches(loaded, rows, pieces)), info, notes)

@@ -59,17 +59,25 @@ class Rows:
         padding = next(item for item in candidates if item is not None and item < vocabulary)
         return cls(length, vocabulary, before, after, padding, tokenizer.mask_token_id, sequences)
 
+    @property
+    def special(self) -> int:
+        """How many special tokens stand around a piece."""
+        return self.sequences * (len(self.before) + len(self.after))
+
+    def room(self, tokens: int) -> int:
+        """How many of some tokens are left for pieces, when the special tokens around whole pieces count as well."""
+        return max(tokens * self.length // (self.length + self.special), 2)
+
+    def tokens(self, pieces: Pieces) -> int:
+        """How many tokens the rows of some pieces hold, padding not counted."""
+        return sum(len(piece) + self.special for piece in pieces)
+
     def random(self, tokens: int) -> list[list[int]]:
         """Pieces of uniformly random ids, the padding id left out; the same every time."""
         count = max(tokens // self.length, 1)
         drawn = torch.randint(1, self.vocabulary, (count, self.length), generator=_generator())
         drawn[drawn == self.padding] = 0
         return drawn.tolist()
-
-    def tokens(self, pieces: Pieces) -> int:
-        """How many tokens the rows of some pieces hold, padding not counted."""
-        around = self.sequences * (len(self.before) + len(self.after))
-        return sum(len(piece) + around for piece in pieces)
 
     def around(self, piece: Sequence[int]) -> list[int]:
         """A row: the piece between the special tokens."""
