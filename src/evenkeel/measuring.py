@@ -73,7 +73,7 @@ class Measurement:
                 found += [(site_id, stat, value.double().reshape(-1)) for stat, value in instrument.read().items()]
         if not found:
             return []
-        values = torch.cat([value.to("cpu", non_blocking=False) for _, _, value in found]).tolist()
+        values = _on_host([value for _, _, value in found])
         readings, start = [], 0
         for site_id, stat, value in found:
             end = start + value.numel()
@@ -90,6 +90,15 @@ class Measurement:
             )
             start = end
         return readings
+
+
+def _on_host(values: list[Tensor]) -> list[float]:
+    """All numbers in order, with one transfer from each device."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for value in values:
+        by_device.setdefault(value.device, []).append(value)
+    numbers = {device: iter(torch.cat(parts).tolist()) for device, parts in by_device.items()}
+    return [next(numbers[value.device]) for value in values for _ in range(value.numel())]
 
 
 @contextmanager
@@ -164,9 +173,10 @@ class _Parameters:
         def see(parameter: Tensor) -> None:
             if parameter.grad is not None:
                 self._seen.add(name)
-                event = ParameterEvent(weight=parameter.detach(), gradient=parameter.grad.detach())
+                gradient = parameter.grad.detach()
+                gradient = gradient.to_dense() if gradient.is_sparse else gradient
                 with quietly():
-                    self._measurement.replace(_site(name), event)
+                    self._measurement.replace(_site(name), ParameterEvent(weight=parameter.detach(), gradient=gradient))
 
         return see
 

@@ -108,7 +108,7 @@ class Watch:
         """What `step()` does on entry, for loops that cannot use `with`."""
         if self._open:
             raise UsageError("a step is running already; call end_step() before the next begin_step()")
-        self._resolve()
+        self._resolve(wait=False)
         self._open, self._measured = True, self.due
         if self._measured:
             self._triggered = False
@@ -119,13 +119,13 @@ class Watch:
         """What `step()` does on exit: the readings of a measured step are in the record when it returns."""
         if not self._open:
             raise UsageError("no step is running; call begin_step() before end_step()")
-        if self._running is not None and self._measurement is not None:
-            running, self._running = self._running, None
-            running.__exit__(None, None, None)
-            self.record.append(self._step, self._measurement.sites, self._measurement.readings(self._step))
-            self._measurement = None
+        running, self._running = self._running, None
+        measurement, self._measurement = self._measurement, None
+        step, self._step = self._step, self._step + 1
         self._open = False
-        self._step += 1
+        if running is not None and measurement is not None:
+            running.__exit__(None, None, None)
+            self.record.append(step, measurement.sites, measurement.readings(step))
 
     def _abandon(self, error: BaseException) -> None:
         running, self._running, self._measurement = self._running, None, None
@@ -143,8 +143,10 @@ class Watch:
     ) -> None:
         """Keep a step's loss, gradient norm and batch fingerprint; costs no wait for the device.
 
-        Called inside `step()` it belongs to that step, called after it to the step before. Without `gradient_norm`, the
-        norm of the gradients that are there is taken; behind `zero_grad()` there are none.
+        Called inside `step()` it belongs to that step, called after it to the step before. loss: a scalar; of more
+        values the mean is kept. gradient_norm: by default that of the gradients that are there; behind `zero_grad()`
+        there are none, so call this before it or give the norm. batch: any nest of tensors. On a GPU a jump is seen
+        when its loss has arrived; the next step that begins then is measured.
         """
         norm = self._gradient_norm() if gradient_norm is None else gradient_norm
         kept = [_kept(loss), _kept(norm), *(_kept(item) for item in _checksums(batch))]
@@ -158,6 +160,7 @@ class Watch:
 
     def _gradient_norm(self) -> Tensor | None:
         gradients = [item.grad for item in self._structure.model.parameters() if item.grad is not None]
+        gradients = [item.coalesce().values() if item.is_sparse else item for item in gradients]
         return torch.nn.utils.get_total_norm(gradients) if gradients else None
 
     def _resolve(self, *, wait: bool = True) -> None:
@@ -175,6 +178,7 @@ class Watch:
         loss, norm, *checksums = (None if item is None else item.item() for item in pending.numbers)
         batch = hashlib.sha256(repr(checksums).encode()).hexdigest()[:16] if checksums else ""
         jump = None if loss is None else self._spikes.jump(loss)
+        norm = norm or None  # exactly 0 is a gradient that zero_grad() has cleared
         self.record.log(replace(pending.entry, loss=loss, gradient_norm=norm, batch=batch, jump=jump))
         if jump is None:
             return
@@ -253,16 +257,16 @@ def _kept(value: Tensor | float | None) -> Tensor | None:
     """A number that can be read later without holding up the device now."""
     if not isinstance(value, Tensor):
         return None if value is None else torch.tensor(float(value), dtype=torch.float64)
-    value = value.detach()
+    value = value.detach().double().mean()
     if not value.is_cuda:
-        return value.clone()
-    return torch.empty((), dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+        return value
+    return torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
 
 
 def _checksums(batch: Any) -> Iterator[Tensor]:
     """One integer per tensor of a batch, from at most 65,536 of its elements, on its own device."""
     for item in tensors_in(dict(batch) if isinstance(batch, Mapping) else batch):
-        flat = item.detach().reshape(-1)
+        flat = (item.detach().coalesce().values() if item.is_sparse else item.detach()).reshape(-1)
         flat = flat[:: max(1, flat.numel() // 65_536)]
         if flat.is_floating_point():
             flat = flat.float().contiguous().view(torch.int32)

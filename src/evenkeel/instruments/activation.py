@@ -88,8 +88,8 @@ class ActivationInstrument:
 
 
 def _slope(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        x = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
         y = function(x.clone())  # it may write into its argument
         (slope,) = torch.autograd.grad(y, x, torch.ones_like(y))
     return slope

@@ -9,18 +9,25 @@ from typing import Any
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
-    """One intercepted call."""
+    """A function, its plain name, whether it writes into its first argument, and its arguments; it runs once."""
 
     func: Callable[..., Any]
     name: str
     in_place: bool
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    started: bool = False
+    finished: bool = False
+    result: Any = None
 
     def run(self) -> Any:
-        return self.func(*self.args, **self.kwargs)
+        """What the function returns."""
+        self.started = True
+        self.result = self.func(*self.args, **self.kwargs)
+        self.finished = True
+        return self.result
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """An argument given by position or by name."""
@@ -30,3 +37,9 @@ class Call:
     def tensors(self) -> list[Tensor]:
         """The tensors given by position."""
         return [item for item in self.args if isinstance(item, Tensor)]
+
+    @property
+    def source(self) -> Tensor | None:
+        """The tensor that the function is about: the first argument, or `input`."""
+        first = self.argument(0, "input")
+        return first if isinstance(first, Tensor) else None

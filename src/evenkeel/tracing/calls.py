@@ -95,7 +95,8 @@ def _dim_after(call: Call, source: Tensor, result: Tensor, dim: int) -> int | No
         first, second = (item if item < 0 else item - source.dim() for item in (first, second))
         return second if dim == first else first if dim == second else dim
     if call.name == "permute":
-        order = call.args[1] if isinstance(call.args[1], tuple | list) else call.args[1:]
+        given = call.argument(1, "dims")
+        order = given if isinstance(given, tuple | list) else call.args[1:]
         places = [item if item < 0 else item - source.dim() for item in order]
         return places.index(dim) - len(places)
     if dim == -1 and result.dim() > 0:
@@ -111,8 +112,13 @@ def _linear(trace: Trace, call: Call) -> Any:
     result = call.run()
     _count_linear(trace)
     running = trace.frames.running  # outside the model, a map of its output may still be its head
-    trace.tags.set(result, Tag(producer=trace.tags[call.args[0]].producer if running is None else running))
+    trace.tags.set(result, Tag(producer=_origin(trace, call) if running is None else running))
     return result
+
+
+def _origin(trace: Trace, call: Call) -> str | None:
+    """Where the values come from that a map outside the model is applied to."""
+    return next((path for item in call.tensors if (path := trace.tags[item].producer) is not None), None)
 
 
 def _count_linear(trace: Trace) -> None:
@@ -133,7 +139,7 @@ def _matmul(trace: Trace, call: Call) -> Any:
         if any(isinstance(item, nn.Parameter) for item in call.tensors):
             _count_linear(trace)
     running = trace.frames.running  # outside the model, a map of its output may still be its head
-    trace.tags.set(result, Tag(producer=trace.tags[call.args[0]].producer if running is None else running))
+    trace.tags.set(result, Tag(producer=_origin(trace, call) if running is None else running))
     return result
 
 
@@ -165,9 +171,9 @@ def _recurrence(trace: Trace, call: Call) -> Any:
 
 def _softmax(trace: Trace, call: Call) -> Any:
     result = call.run()
-    if not trace.frames.stack or not isinstance(call.args[0], Tensor) or call.in_place:
+    if not trace.frames.stack or call.source is None or call.in_place:
         return result
-    scores = call.args[0]
+    scores = call.source
     dim = call.argument(1, "dim", -1)
     dim = -1 if dim is None else dim if dim < 0 else dim - scores.dim()
     tag = trace.tags[scores]
@@ -181,9 +187,9 @@ def _softmax(trace: Trace, call: Call) -> Any:
 
 def _choice(trace: Trace, call: Call) -> Any:
     result = call.run()
-    if not call.args or not isinstance(call.args[0], Tensor):
+    source = call.source
+    if source is None:
         return result
-    source = call.args[0]
     position = 2 if call.name == "topk" else 1
     dim = call.argument(position, "dim", -1)
     if dim is None or call.name in ("sort", "argsort"):
@@ -204,7 +210,9 @@ def _choice(trace: Trace, call: Call) -> Any:
 
 def _masked_fill(trace: Trace, call: Call) -> Any:
     result = call.run()
-    tag = trace.tags[call.args[0]]
+    if call.source is None:
+        return result
+    tag = trace.tags[call.source]
     mask, value = call.argument(1, "mask"), call.argument(2, "value")
     visible = tag.visible
     if isinstance(value, int | float) and value <= -1e3 and isinstance(mask, Tensor):
@@ -233,20 +241,22 @@ def _where(trace: Trace, call: Call) -> Any:
 
 def _log_softmax(trace: Trace, call: Call) -> Any:
     result = call.run()
-    tag = trace.tags[call.args[0]]
-    trace.tags.set(result, Tag(producer=tag.producer, log_softmax_of=call.args[0]))
+    assert call.source is not None
+    trace.tags.set(result, Tag(producer=trace.tags[call.source].producer, log_softmax_of=call.source))
     return result
 
 
 def _cross_entropy(trace: Trace, call: Call) -> Any:
     result = call.run()
-    _loss(trace, call.args[0], call.argument(1, "target"), call.argument(4, "ignore_index", -100))
+    assert call.source is not None
+    _loss(trace, call.source, call.argument(1, "target"), call.argument(4, "ignore_index", -100))
     return result
 
 
 def _nll_loss(trace: Trace, call: Call) -> Any:
     result = call.run()
-    logits = trace.tags[call.args[0]].log_softmax_of
+    assert call.source is not None
+    logits = trace.tags[call.source].log_softmax_of
     if logits is not None:
         _loss(trace, logits, call.argument(1, "target"), call.argument(4, "ignore_index", -100))
     return result

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,14 +31,21 @@ class Frame:
 
     def padding(self, batch: int, length: int) -> tuple[bool, Tensor | None]:
         """Whether this call was told about padding, and (batch, length) bool, True where a query is padding."""
+        names = _argument_names(type(self.module))
+        given = {**dict(zip(names, self.inputs, strict=False)), **self.arguments}
         for name, marks in _PADDING_ARGUMENTS.items():
-            mask = self.arguments.get(name, self)
+            mask = given.get(name, self)
             if mask is None:
                 return True, None
             if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[0] == batch and mask.shape[1] >= length:
                 mask = mask[:, mask.shape[1] - length :]
                 return True, mask.bool() if marks else mask == 0
         return False, None
+
+
+@cache
+def _argument_names(module: type[nn.Module]) -> tuple[str, ...]:
+    return tuple(signature(module.forward).parameters)[1:]
 
 
 class FrameStack:

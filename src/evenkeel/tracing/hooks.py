@@ -34,6 +34,10 @@ class ModuleHooks:
             self._handles.append(module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True))
             self._handles.append(module.register_forward_hook(self._exit, with_kwargs=True, always_call=True))
 
+    def __deepcopy__(self, _: dict[int, Any]) -> ModuleHooks:
+        """A model that is copied while it is measured (an average of weights) does not copy its measuring."""
+        return self
+
     def remove(self) -> None:
         """Leave the modules as they were."""
         for handle in self._handles:
@@ -41,7 +45,7 @@ class ModuleHooks:
         self._handles.clear()
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if is_quiet() or in_backward() or self._frames.in_pointwise:
+        if is_quiet() or in_backward() or self._frames.in_pointwise or id(module) not in self._structure.modules:
             return
         frame = Frame(module, self._path_of(module), args, kwargs)
         if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and args[0].is_floating_point():
@@ -56,7 +60,8 @@ class ModuleHooks:
         if is_quiet():
             return
         if in_backward():
-            self._on_recompute(module, output)
+            if id(module) in self._structure.modules:
+                self._on_recompute(module, output)
             return
         if self._frames.stack and self._frames.stack[-1].module is module:
             self._on_exit(self._frames.stack.pop(), output)
@@ -77,5 +82,10 @@ def in_backward() -> bool:
 
 
 def is_quiet() -> bool:
-    """Whether function modes are off, as they are while an instrument measures."""
-    return not torch._C._is_torch_function_mode_enabled()
+    """Whether nothing is to be seen: function modes are off while an instrument measures."""
+    return not torch._C._is_torch_function_mode_enabled() or in_transform()
+
+
+def in_transform() -> bool:
+    """Whether a function transform (vmap, grad) is running: its wrapped tensors have no values to measure."""
+    return torch._C._functorch.maybe_current_level() is not None

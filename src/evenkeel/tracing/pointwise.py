@@ -31,6 +31,7 @@ GATES = {
 
 def activation_event(candidate: Candidate) -> ActivationEvent:
     """What instruments see of an activation that turned out to be one."""
+    assert candidate.output is not None
     return ActivationEvent(
         input=candidate.input.detach(),
         output=candidate.output.detach(),

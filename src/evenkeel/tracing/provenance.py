@@ -21,10 +21,14 @@ class Candidate:
     path: str
     op: str
     input: Tensor
-    output: Tensor
+    output: Tensor | None
     function: Callable[[Tensor], Tensor]
     channel_dim: int
     taken: bool = False
+
+    def settled(self) -> None:
+        """Let go of the output: its own tag leads here, and would keep it alive."""
+        self.output = None
 
 
 @dataclass(eq=False, slots=True)

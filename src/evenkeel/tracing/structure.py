@@ -36,7 +36,7 @@ class Structure:
     def _name(self, module: nn.Module) -> str | None:
         if any(item.numel() != 1 for item in (*module.parameters(), *module.buffers())):
             return None
-        function = bare_function(module)
+        function = bare_function(module, apart=True)
         return self.namer.of_function(function) if self.namer.is_elementwise(function) else None
 
     def activation_modules(self) -> Iterator[tuple[str, str]]:
@@ -49,10 +49,19 @@ class Structure:
                         yield path, op
 
 
-def bare_function(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A stateless module's own forward, without hooks and on a shallow copy, so that calling it leaves no trace."""
+def bare_function(module: nn.Module, *, apart: bool = False) -> Callable[[Tensor], Tensor]:
+    """A module's own forward, without hooks and on a shallow copy with buffers of its own: calling it leaves no trace.
+
+    apart: on the CPU, whatever device the module is on.
+    """
     copy = object.__new__(type(module))
     copy.__dict__.update(module.__dict__)
+    buffers = {name: None if item is None else item.clone() for name, item in module._buffers.items()}
+    copy.__dict__["_buffers"] = buffers
+    if apart:
+        for part in ("_buffers", "_parameters"):
+            held = copy.__dict__[part].items()
+            copy.__dict__[part] = {name: None if item is None else item.detach().cpu().clone() for name, item in held}
     return lambda x: type(module).forward(copy, x)
 
 

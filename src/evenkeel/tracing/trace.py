@@ -24,8 +24,12 @@ _MOST_CALLS = 32  # further calls of one place in one pass (a loop over time) co
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """No gradients, no function modes, no autocast: how instruments measure."""
-    with torch.no_grad(), torch._C.DisableTorchFunction():
+    """No gradients, no function modes, no autocast, no hooks on saved tensors: how instruments measure."""
+    with (
+        torch.no_grad(),
+        torch._C.DisableTorchFunction(),
+        torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor),
+    ):
         devices = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
         with ExitStack() as stack:
             for device in devices:

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from ..schema import Site, SiteKind
+from ..schema import Site, SiteKind, clean_name
 from . import pointwise
 from .call import Call
 from .calls import handlers
 from .events import GradientEvent, OutputEvent, RouterEvent
 from .frames import Frame
 from .functions import FunctionNames
-from .hooks import ModuleHooks, in_backward
+from .hooks import ModuleHooks, in_backward, in_transform
 from .provenance import Candidate, Normalised, tensors_in
 from .structure import Structure, bare_function
 from .trace import Observe, Trace
@@ -67,15 +67,29 @@ class Tracer(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         trace = self._trace
-        if in_backward() or trace.frames.in_pointwise:
+        if in_backward() or in_transform() or trace.frames.in_pointwise:
             return func(*args, **kwargs)
         name, in_place = self._names(func)
-        handler = self._handlers.get(name)
         if trace.frames.stack:
             self._look_for_hidden(args)
-        result = handler(trace, Call(func, name, in_place, args, kwargs)) if handler else func(*args, **kwargs)
+        result = self._interpreted(Call(func, name, in_place, args, kwargs))
         trace.tags.note(result)
         return result
+
+    def _interpreted(self, call: Call) -> Any:
+        """Run a call and take note of what it means; a failure to understand it never reaches the model."""
+        handler = self._handlers.get(call.name)
+        if handler is None:
+            return call.run()
+        try:
+            return handler(self._trace, call)
+        except Exception as error:
+            if call.started and not call.finished:
+                raise  # the model's own error
+            if self._trace.frames.stack:
+                reason = clean_name(f"this call could not be followed: {type(error).__name__}: {error}")
+                self._trace.not_measured("module", call.name, reason, numbered=False)
+            return call.result if call.finished else call.run()
 
     def _look_for_hidden(self, args: tuple[Any, ...]) -> None:
         """Note in the running frame that a tensor came from a kernel whose inside cannot be seen."""
@@ -100,6 +114,7 @@ class Tracer(TorchFunctionMode):
         for order, item in frame.pending:
             if isinstance(item, Candidate):
                 self._settle_activation(order, item)
+                item.settled()
             else:
                 self._settle_normalised(order, item)
         frame.pending.clear()
@@ -146,7 +161,7 @@ class Tracer(TorchFunctionMode):
 
     def _outputs(self, frame: Frame, output: Any) -> None:
         tensors = [item for item in tensors_in(output) if item.is_floating_point() and item.dim() > 0]
-        if not tensors:
+        if not tensors or _makes_constants(frame, tensors[0]):
             return
         if id(frame.module) in self._structure.layers:
             self._hook(self._trace.site("residual", "block", frame.path), tensors[0], forward=True)
@@ -177,3 +192,8 @@ class Tracer(TorchFunctionMode):
         for site in sites:
             if tensors and self._trace.knows(site) and site.id not in self._hooked:
                 self._hook(site, tensors[0], forward=False)
+
+
+def _makes_constants(frame: Frame, output: Tensor) -> bool:
+    """Whether a module makes masks or positions: it has no parameters, and nothing it returns has a gradient."""
+    return not (frame.pointwise or output.requires_grad or any(True for _ in frame.module.parameters()))
