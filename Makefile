@@ -29,8 +29,9 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/pyright
 
+# No cache: it misreads an import of a module that did not exist when the importing file was read.
 contracts: $(INSTALLED)
-	$(BIN)/lint-imports --no-cache  # a cached import of a module made since is misread
+	$(BIN)/lint-imports --no-cache
 
 wheel: $(INSTALLED) ## build the wheel and use it in an empty environment
 	.ci/wheel
