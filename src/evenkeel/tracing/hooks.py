@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import maybe_current_level
 from torch.utils.hooks import RemovableHandle
 
 from .frames import Frame, FrameStack
@@ -88,4 +89,4 @@ def is_quiet() -> bool:
 
 def in_transform() -> bool:
     """Whether a function transform (vmap, grad) is running: its wrapped tensors have no values to measure."""
-    return torch._C._functorch.maybe_current_level() is not None
+    return maybe_current_level() is not None
