@@ -75,6 +75,22 @@ def test_gradients_are_clipped_to_norm_one_and_never_stretched() -> None:
         assert norms == pytest.approx([min(1.0, unclipped)], rel=1e-4)
 
 
+def test_each_step_starts_from_its_own_gradient() -> None:
+    model, twin = Transformer(TINY), Transformer(TINY)
+    optimizer, plain = adamw(model, learning_rate=0.01), adamw(twin, learning_rate=0.01)
+    train(model, optimizer, iter(some(0, 4)), steps=4)
+    for batch, share in zip(some(0, 4), (1, 1, 0.775, 0.325), strict=True):  # the cosine at 0, 1/3 and 2/3
+        for group in plain.param_groups:
+            group["lr"] = 0.01 * share
+        twin(batch, labels=batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
+        plain.step()
+        for parameter in twin.parameters():
+            parameter.grad = None
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, twin.get_parameter(name), rtol=1e-5, atol=1e-6)
+
+
 def test_norms_are_not_decayed() -> None:
     model = Transformer(TINY)
     decayed, kept = adamw(model, learning_rate=1e-3).param_groups

@@ -32,9 +32,6 @@ __all__ = [
 MODEL_TYPE = "evenkeel"
 """What config.json says in `model_type`."""
 
-IGNORED = -100
-"""A label that counts in no loss."""
-
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -107,7 +104,7 @@ class Transformer(nn.Module):
         logits = self.head(self.norm(x))
         if labels is None:
             return TransformerOutput(logits, None)
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         return TransformerOutput(logits, loss)
 
     def save(self, directory: str | Path) -> None:
