@@ -1,5 +1,6 @@
 """The demo through its command: what it shows, what it writes, what it keeps, and what a failure leaves behind."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -49,10 +50,9 @@ def test_the_demo_as_it_is_run(folder: Path, capsys: pytest.CaptureFixture[str])
 
     kept = Transformer.load(folder / "cache" / "deep" / "demo")
     assert kept.config == healthy_config()
-    text = Path(json.__file__).read_bytes()[:128]
+    source = torch.tensor(list(Path(argparse.__file__).read_bytes()[: 64 * 128])).view(64, 128)
     with torch.no_grad():
-        ids = torch.tensor([list(text)])
-        assert kept(ids, labels=ids).loss < 2.5  # an untrained one has ln 256 = 5.5 and more
+        assert kept(source, labels=source).loss < 3  # an untrained one has ln 256 = 5.5 and more
     assert main(["inspect", "demo", "--tokens", "256"]) == 0
     assert "Transformer: " in capsys.readouterr().out
 
