@@ -1,0 +1,35 @@
+"""Operators in torch's registry: a CPU kernel, a torch path everywhere else, and shapes for tracing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_LIBRARY = torch.library.Library("evenkeel", "DEF")
+
+
+def operator(
+    schema: str,
+    *,
+    cpu: Callable[..., Any],
+    composite: Callable[..., Any],
+    fake: Callable[..., Any],
+    vmap: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
+    """Register `evenkeel::schema` and return it.
+
+    cpu: for CPU tensors; goes to `composite` itself for what its kernel does not take. composite: in torch functions,
+    for every device. fake: shapes and dtypes of the results. vmap: a batching rule as torch.library.register_vmap
+    takes it; by default torch calls the operator once per slice.
+    Gradients are the caller's matter: a torch.autograd.Function around the operator costs less than a registered one.
+    """
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, composite, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, cpu, "CPU")
+    torch.library.register_fake(f"evenkeel::{name}", fake, lib=_LIBRARY)
+    if vmap is not None:
+        torch.library.register_vmap(f"evenkeel::{name}", vmap, lib=_LIBRARY)
+    return getattr(torch.ops.evenkeel, name).default

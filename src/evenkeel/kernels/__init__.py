@@ -1,0 +1,1 @@
+"""How operations are made fast, one package per kind of device; nothing here is compiled before it is first called."""

@@ -1,0 +1,234 @@
+"""What every CPU kernel is made with: compilation on first call, the disk cache, and the bit work that numba lacks.
+
+A kernel is generic in the format it reads and writes: bfloat16 comes as uint16, float16 as int16, and `widen` and
+`narrow` go by these types, so that one kernel is compiled once per format. Arithmetic is float32 or float64.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import sys
+import tempfile
+from collections.abc import Callable, Collection
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+from numba.core.caching import _Cache
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+from numba.extending import intrinsic
+
+_I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_HALF, _FLOAT, _DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+_CARRIERS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
+
+CACHE_DIRECTORY = "EVENKEEL_CACHE_DIR"
+
+
+def inline(function: Callable[..., Any] | None = None, *, flags: Collection[str] = ()) -> Any:
+    """A scalar function that is always inlined into the kernels that call it; `flags` are LLVM's fast-math flags."""
+    if function is None:
+        return lambda function: inline(function, flags=flags)
+    return numba.njit(function, forceinline=True, error_model="numpy", fastmath=set(flags))
+
+
+def kernel(function: Callable[..., Any] | None = None, *, flags: Collection[str] = (), name: str = "") -> Any:
+    """A function over arrays that runs without the interpreter's lock, compiled once per argument types.
+
+    name: what tells closures of one function apart in the cache.
+    """
+    if function is None:
+        return lambda function: kernel(function, flags=flags, name=name)
+    dispatcher: Any = numba.njit(function, nogil=True, error_model="numpy", fastmath=set(flags))
+    dispatcher._cache = _DiskCache(f"{function.__module__}.{function.__qualname__}.{name}")
+    return dispatcher
+
+
+def as_array(tensor: torch.Tensor) -> np.ndarray:
+    """The memory of a CPU tensor as an array; bfloat16 as uint16, float16 as int16."""
+    carrier = _CARRIERS.get(tensor.dtype)
+    return (tensor if carrier is None else tensor.view(carrier)).numpy()
+
+
+def cache_directory() -> Path | None:
+    """Where compiled kernels are kept, or None where no such place can be written.
+
+    EVENKEEL_CACHE_DIR, else the user's cache directory.
+    """
+    root = os.environ.get(CACHE_DIRECTORY) or _user_cache()
+    path = Path(root) / f"kernels-{_stamp()}"
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError:
+        return None
+
+
+def _user_cache() -> str:
+    if sys.platform == "win32":
+        return os.path.join(os.environ.get("LOCALAPPDATA", os.path.expanduser("~")), "evenkeel")
+    if sys.platform == "darwin":
+        return os.path.expanduser("~/Library/Caches/evenkeel")
+    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "evenkeel")
+
+
+@cache
+def _stamp() -> str:
+    """A hash of all that compiled code depends on: every kernel's source (one inlines another), and the compilers."""
+    digest = hashlib.sha256(repr((sys.version, numba.__version__, llvmlite.__version__)).encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class _DiskCache(_Cache):
+    """One file per kernel, argument types and processor; a file that cannot be read or written is a miss.
+
+    numba's own cache sees changes in the kernel's file only, loses entries when two processes write at once, and raises
+    where nothing can be written.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._prefix = name.rpartition("kernels.")[2]
+        self._enabled = True
+
+    @property
+    def cache_path(self) -> Any:
+        return str(cache_directory() or "")
+
+    def _file(self, signature: object, codegen: Any) -> Path | None:
+        directory = cache_directory()
+        if directory is None or not self._enabled:
+            return None
+        key = repr((self._name, str(signature), codegen.magic_tuple()))
+        return directory / f"{self._prefix}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+    def load_overload(self, sig: object, target_context: Any) -> Any:
+        target_context.refresh()
+        path = self._file(sig, target_context.codegen())
+        try:
+            return path and CompileResult._rebuild(target_context, *pickle.loads(path.read_bytes()))
+        except Exception:  # no file, half a file, another program's file: compile again
+            return None
+
+    def save_overload(self, sig: object, data: Any) -> None:
+        path = self._file(sig, data.codegen)
+        if path is None:
+            return
+        try:
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                file.write(dumps(data._reduce()))
+            os.replace(file.name, path)
+        except OSError:  # a full disk, say: this process has its kernel all the same
+            return
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def flush(self) -> None:
+        directory = cache_directory()
+        for path in directory.glob(f"{self._prefix}-*") if directory else ():
+            path.unlink(missing_ok=True)
+
+
+@intrinsic
+def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
+    """a·b + c with one rounding."""
+    return a(a, a, a), lambda context, builder, signature, values: builder.fma(*values)
+
+
+@intrinsic
+def add_exponent(typing: Any, x: Any, t: Any) -> Any:
+    """x·2^k for the integer k in the lowest bits of t = 1.5·2^23 + k (float32) or 1.5·2^52 + k (float64)."""
+    bits, mantissa, number = (_I32, 23, _FLOAT) if x == types.float32 else (_I64, 52, _DOUBLE)
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        raised = builder.shl(builder.bitcast(values[1], bits), ir.Constant(bits, mantissa))
+        return builder.bitcast(builder.add(builder.bitcast(values[0], bits), raised), number)
+
+    return x(x, x), generate
+
+
+@intrinsic
+def magnitude(typing: Any, x: Any) -> Any:
+    """|x|, by clearing the sign."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        function = builder.module.declare_intrinsic("llvm.fabs", [values[0].type])
+        return builder.call(function, values)
+
+    return x(x), generate
+
+
+@intrinsic
+def with_sign(typing: Any, x: Any, sign: Any) -> Any:
+    """|x| with the sign of the other."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        function = builder.module.declare_intrinsic("llvm.copysign", [values[0].type])
+        return builder.call(function, values)
+
+    return x(x, x), generate
+
+
+@intrinsic
+def widen(typing: Any, x: Any) -> Any:
+    """float32 from an array's element: uint16 holds a bfloat16, int16 a float16, float32 itself."""
+    if x == types.float32:
+        return x(x), lambda context, builder, signature, values: values[0]
+
+    def from_bfloat16(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        upper = builder.shl(builder.zext(values[0], _I32), ir.Constant(_I32, 16))
+        return builder.bitcast(upper, _FLOAT)
+
+    def from_float16(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.fpext(builder.bitcast(values[0], _HALF), _FLOAT)
+
+    return types.float32(x), from_bfloat16 if x == types.uint16 else from_float16
+
+
+@intrinsic
+def narrow(typing: Any, x: Any, array: Any) -> Any:
+    """A float32 or float64 as an element of `array`, rounded to nearest, ties to even.
+
+    float64 goes to a 16-bit format by way of float32, which costs at most 2^-13 of its ulp.
+    """
+    target = array.dtype
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        value = values[0]
+        if x == types.float64:
+            value = builder.fptrunc(value, _FLOAT)
+        if target == types.uint16:
+            return _to_bfloat16(builder, value)
+        return builder.bitcast(builder.fptrunc(value, _HALF), _I16) if target == types.int16 else value
+
+    return target(x, array), generate
+
+
+def _to_bfloat16(builder: Any, value: Any) -> Any:
+    """Adds half of the last kept bit, and 1 less where that bit is 0; a NaN stays one, made quiet."""
+
+    def constant(number: int) -> Any:
+        return ir.Constant(_I32, number)
+
+    bits = builder.bitcast(value, _I32)
+    last = builder.and_(builder.lshr(bits, constant(16)), constant(1))
+    rounded = builder.add(bits, builder.add(last, constant(0x7FFF)))
+    quiet = builder.or_(bits, constant(0x400000))
+    kept = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
+    return builder.trunc(builder.lshr(kept, constant(16)), _I16)

@@ -1,0 +1,72 @@
+"""Kernels on several cores: on torch's own threads, so that no second pool spins beside it."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import torch
+
+_PARTS = 4  # per thread: a core that is busy elsewhere then holds up a quarter of its share
+_ALIGNED = 64  # elements; parts begin where vectors do
+_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+def in_parallel(function: Callable[[int, int], object], count: int, least: int) -> None:
+    """Call function(start, stop) for parts that cover range(count), on torch.get_num_threads() threads.
+
+    least: the smallest part worth a thread. Serial for few items and inside a parallel region. The function should go
+    straight into a kernel or another call that releases the interpreter's lock. What it raises is raised here.
+    """
+    threads = min(torch.get_num_threads(), count // max(1, least))
+    if threads <= 1 or _inside():
+        if count:
+            function(0, count)
+        return
+    size = max(least, -(-count // (_PARTS * threads)))
+    if size > _ALIGNED:
+        size = -(-size // _ALIGNED) * _ALIGNED
+    starts = iter(range(0, count, size))
+    failures: list[BaseException] = []
+
+    def work(_: object = None) -> None:
+        try:
+            for start in starts:  # a range's iterator hands out each start once, to whichever thread asks
+                function(start, min(count, start + size))
+        except BaseException as failure:  # nothing may leave through C
+            failures.append(failure)
+
+    _run(work, threads)
+    if failures:
+        raise failures[0]
+
+
+@cache
+def _openmp() -> ctypes.CDLL | None:
+    """The OpenMP library that torch itself is linked with, as seen through torch; None where it has another."""
+    try:
+        library = ctypes.CDLL(torch._C.__file__)
+        library.GOMP_parallel.argtypes = (_CALLBACK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        library.GOMP_parallel.restype = None
+        library.omp_in_parallel.restype = ctypes.c_int
+    except (OSError, AttributeError):
+        return None
+    return library
+
+
+def _inside() -> bool:
+    library = _openmp()
+    return library is not None and bool(library.omp_in_parallel())
+
+
+def _run(work: Callable[..., None], threads: int) -> None:
+    library = _openmp()
+    if library is None:
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in itertools.repeat(None, threads):
+                pool.submit(work)
+    else:
+        library.GOMP_parallel(_CALLBACK(work), None, threads, 0)
