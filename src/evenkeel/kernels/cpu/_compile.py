@@ -179,7 +179,8 @@ def with_sign(typing: Any, x: Any, sign: Any) -> Any:
     """|x| with the sign of the other."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        function = builder.module.declare_intrinsic("llvm.copysign", [values[0].type])
+        kind = values[0].type
+        function = builder.module.declare_intrinsic("llvm.copysign", [kind], ir.FunctionType(kind, [kind, kind]))
         return builder.call(function, values)
 
     return x(x, x), generate
