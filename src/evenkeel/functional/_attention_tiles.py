@@ -1,0 +1,163 @@
+"""Attention tile by tile: products into reused memory, with a row pass between them, in O(length) memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..kernels import attention as torch_passes
+from ..kernels import cpu
+from ..kernels.attention import Tile
+from ..kernels.cpu._threads import in_parallel
+
+EVERYWHERE = 2**40  # as a reach: farther than any key
+
+_QUERIES, _KEYS = 128, 1024  # of a tile: 512 KiB of float32 stay in a core's cache; fewer queries make products slow
+
+
+class Place(NamedTuple):
+    """Some key heads of one batch element, and some query positions."""
+
+    batch: int
+    heads: slice
+    queries: slice
+
+
+def places(shape: Sequence[int], keys: int, device: torch.device, whole: bool = False) -> list[Place]:
+    """All places of (batch, key_heads, group, queries, ...), last queries first; whole: all queries in each."""
+    batch, heads, group, queries = shape[:4]
+    factor = _factor(device)
+    rows = max(1, min(queries, -(-factor * _QUERIES // group)))
+    fitting = max(1, min(heads, factor**2 * _QUERIES * _KEYS // max(1, group * rows * min(keys, factor * _KEYS))))
+    steps = [slice(0, queries)] if whole else list(_blocks(0, queries, rows))
+    return [
+        Place(element, slice(head, min(heads, head + fitting)), rows)
+        for element in range(batch)
+        for head in range(0, heads, fitting)
+        for rows in reversed(steps)
+    ]
+
+
+def key_blocks(start: int, stop: int, device: torch.device) -> Iterator[slice]:
+    """Slices that cut keys into tiles."""
+    return _blocks(start, stop, _KEYS * _factor(device))
+
+
+def _blocks(start: int, stop: int, step: int) -> Iterator[slice]:
+    return (slice(at, min(stop, at + step)) for at in range(start, stop, step))
+
+
+def _factor(device: torch.device) -> int:
+    """How many times larger either side of a tile is: other devices have no such cache, and a call costs them more."""
+    return 1 if device.type == "cpu" else 16
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What scores are computed from; `query` (batch, key_heads, group, queries, head_dim), `key` as it came."""
+
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None
+    scale: float
+    softcap: float | None
+    before: int
+    after: int
+    lowest: float = -math.inf
+    also: float = math.nan
+
+    @classmethod
+    def of(cls, query: Tensor, key: Tensor, mask: Tensor | None, *rest: Any) -> Scores:
+        """From tensors as they came: widened to the dtype to compute in, heads grouped by the key head they share."""
+        batch, heads, queries, _ = query.shape
+        group = (key.shape[1], heads // max(1, key.shape[1]) or 1)
+        if mask is not None:
+            mask = mask.detach().expand(batch, heads, queries, key.shape[2]).unflatten(1, group)
+        return cls(rows_of(query).unflatten(1, group), rows_of(key), mask, *rest)
+
+    def places(self, whole: bool = False) -> list[Place]:
+        return places(self.query.shape, self.key.shape[2], self.query.device, whole)
+
+    def keys_seen(self, queries: slice) -> Iterator[slice]:
+        """Blocks of the keys that are in reach of some of these queries."""
+        start, stop = max(0, queries.start - self.before), min(self.key.shape[2], queries.stop + self.after)
+        return key_blocks(start, stop, self.key.device)
+
+    def tile(self, place: Place, query: Tensor, keys: slice, memory: Memory) -> Tile:
+        """The scores of a place's queries, as `stacked` gives them, with some keys."""
+        heads, group, queries = query.shape[0], self.query.shape[2], place.queries
+        scores = memory.take(heads, query.shape[1], keys.stop - keys.start)
+        product(query, self.key[place.batch, place.heads, keys].mT, scores, self.scale)
+        mask = None if self.mask is None else self.mask[place.batch, place.heads, :, queries, keys]
+        return Tile(
+            scores.view(heads, group, -1, scores.shape[2]),
+            mask,
+            self.softcap,
+            queries.start,
+            keys.start,
+            self.before,
+            self.after,
+            self.lowest,
+            self.also,
+        )
+
+
+def computing_dtype(tensor: Tensor) -> torch.dtype:
+    """float64 for float64, float32 for everything narrower."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def rows_of(tensor: Tensor) -> Tensor:
+    """In the dtype to compute in, with each row in one piece, as products want it."""
+    tensor = tensor.detach().to(computing_dtype(tensor))
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def stacked(grouped: Tensor, place: Place) -> Tensor:
+    """A place's rows of (batch, key_heads, group, queries, dim), as (heads, group·queries, dim)."""
+    return grouped[place.batch, place.heads, :, place.queries].flatten(1, 2)
+
+
+def product(left: Tensor, right: Tensor, out: Tensor, scale: float = 1.0, beta: float = 0.0) -> None:
+    """out = beta·out + scale·left·right, per head."""
+    torch.baddbmm(out, left, right, beta=beta, alpha=scale, out=out)
+
+
+class Memory:
+    """Memory for a tile, used again for every tile of a thread."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._memory = like.new_empty(0)
+
+    def take(self, *shape: int) -> Tensor:
+        size = math.prod(shape)
+        if self._memory.numel() < size:
+            self._memory = self._memory.new_empty(size)
+        return self._memory[:size].view(shape)
+
+
+def passes_for(*tensors: Tensor) -> Any:
+    """The row passes for these tensors: in numba where that serves them, else in torch."""
+    if cpu.serves(*tensors):
+        from ..kernels.cpu import attention
+
+        return attention
+    return torch_passes
+
+
+def over(all_places: list[Place], passes: Any, work: Callable[[list[Place]], object]) -> None:
+    """work(part) for parts that cover all places; on several threads with the passes of numba."""
+
+    def part(start: int, stop: int) -> None:
+        with torch.no_grad():  # each thread has its own state
+            work(all_places[start:stop])
+
+    if passes is torch_passes:
+        part(0, len(all_places))
+    else:
+        in_parallel(part, len(all_places), 1)
