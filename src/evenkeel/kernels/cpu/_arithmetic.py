@@ -2,8 +2,8 @@
 
 float64 forms: relative error below 2^-37, so that what is computed from them and rounded once to float32 is off by
 at most 0.51 ulp. float32 form: for results that may be off by 2 ulp. All are free of branches, so that loops vectorise.
-Range reduction: t = x·log2(e) + 1.5·2^m rounds x·log2(e) to the integer k in the low bits of t; r = x − k·ln 2 then lies
-within ±0.35, and e^x = 2^k·(1 + p) with p = r + r²·q(r). q is the minimax polynomial for the relative error of p.
+Range reduction: t = x·log2(e) + 1.5·2^m rounds x·log2(e) to the integer k in the low bits of t; r = x − k·ln 2 then
+lies within ±0.35, and e^x = 2^k·(1 + p) with p = r + r²·q(r). q is the minimax polynomial for the relative error of p.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _A0, _A1, _A2, _A3, _A4, _A5, _A6, _A7 = (  # 2·atanh(s)/s in s², s² <= 1/9
 
 
 @inline
-def _reduced(x):  # noqa: ANN001, ANN202 - numba infers scalar types
+def _reduced(x):
     """(t, p) with e^x = 2^k·(1 + p), for |x| <= 708."""
     t = fma(x, _LOG2E, ROUND64)
     r = fma(t - ROUND64, _MINUS_LN2, x)
@@ -99,8 +99,8 @@ _LN2_LOW = _F(_MINUS_LN2 - float(_LN2_HIGH))
 def reduced32(high, low):
     """(t, p) with e^(high + low) = 2^k·(1 + p) for float32 |high| <= 128, |low| <= 2^-17: p is off by less than 2^-25.
 
-    r = high − k·ln 2 is exact in one fma, since both are multiples of 2^-24; what is below goes beside r²·q, so that the
-    only rounding at the size of p is its own.
+    r = high − k·ln 2 is exact in one fma, since both are multiples of 2^-24; what is below goes beside r²·q, so that
+    the only rounding at the size of p is its own.
     """
     t = fma(high, _LOG2E32, _ROUND32)
     k = t - _ROUND32

@@ -56,6 +56,7 @@ def kernel(function: Callable[..., Any] | None = None, *, flags: Collection[str]
 def as_array(tensor: torch.Tensor) -> np.ndarray:
     """The memory of a CPU tensor as an array; bfloat16 as uint16, float16 as int16."""
     carrier = _CARRIERS.get(tensor.dtype)
+    tensor = tensor.detach()
     return (tensor if carrier is None else tensor.view(carrier)).numpy()
 
 

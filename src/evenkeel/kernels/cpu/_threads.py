@@ -10,6 +10,8 @@ from functools import cache
 
 import torch
 
+from ._compile import as_array
+
 _PARTS = 4  # per thread: a core that is busy elsewhere then holds up a quarter of its share
 _ALIGNED = 64  # elements; parts begin where vectors do
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -42,6 +44,12 @@ def in_parallel(function: Callable[[int, int], object], count: int, least: int) 
     _run(work, threads)
     if failures:
         raise failures[0]
+
+
+def over_elements(kernel: Callable[..., None], least: int, *tensors: torch.Tensor) -> None:
+    """Call a kernel over the elements of contiguous tensors of one size, the results among them."""
+    arrays = [as_array(tensor.view(-1)) for tensor in tensors]
+    in_parallel(lambda start, stop: kernel(*(array[start:stop] for array in arrays)), arrays[0].size, least)
 
 
 @cache

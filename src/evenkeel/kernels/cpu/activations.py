@@ -1,8 +1,8 @@
 """Pointwise functions and their slopes, one element at a time and fused with a gate's product.
 
 A function's `value` and `slope` take a float32. Most compute in float64 and are rounded once, at the end: off by at
-most 0.51 ulp. silu, gelu_tanh and quick_gelu, which models run hottest, compute their value in float32 with the two places
-that would lose bits (the exponent's argument and the denominator) kept exact: off by less than 2 ulp.
+most 0.51 ulp. silu, gelu_tanh and quick_gelu, which models run hottest, compute their value in float32 with the two
+places that would lose bits (the exponent's argument and the denominator) kept exact: off by less than 2 ulp.
 Inputs are clamped where the result has long reached its limit, which also answers for infinities; comparisons are
 written so that a NaN passes through.
 """
@@ -165,10 +165,10 @@ def mish_slope(x):
 
 # x·σ(z): the value in float32, the slope in float64.
 #
-# x·σ(z) = x·s / (s + s·2^k·(1 + p)) with e^−z = 2^k·(1 + p); s is 1, or 2^−64 where 2^k would overflow, so that results
-# reach down to the smallest subnormal with one rounding. In the denominator s + s·2^k is kept exact, so that it is rounded
-# once at its own size; that rounding (1 unit of 2^-24), what comes before it (0.7 units) and the quotient's rounding
-# stay below 2 ulp.
+# x·σ(z) = x·s / (s + s·2^k·(1 + p)) with e^−z = 2^k·(1 + p); s is 1, or 2^−64 where 2^k would overflow, so that
+# results reach down to the smallest subnormal with one rounding. In the denominator s + s·2^k is kept exact, so that it
+# is rounded once at its own size; that rounding (1 unit of 2^-24), what comes before it (0.7 units) and the quotient's
+# rounding stay below 2 ulp.
 
 _FAR_LEFT, _LEFT_SCALE = _F(-4), _F(2.0**-64)
 
