@@ -10,8 +10,10 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
-from ._compile import inline, kernel, narrow, widen
+from ._compile import as_array, inline, kernel, narrow, widen
+from ._threads import in_parallel, over_elements
 from .activations import FORMULAS, Formula, identity, identity_slope, quick_gelu_both
 
 _LIMIT, _ONE, _ZERO = np.float32(7), np.float32(1), np.float32(0)
@@ -61,15 +63,15 @@ GATES = {name: Gate(formula) for name, formula in FORMULAS.items()} | {
 
 @cache
 def forward(name: str) -> Callable[..., None]:
-    """The kernel (gate, gate_stride, up, up_stride, out, columns): out = f(gate)·up, out contiguous."""
+    """The kernel (gate, up, out, strides, columns, rows): out = f(gate)·up."""
     (value, _, _), factor, _ = GATES[name]
 
     @kernel(name=name)
-    def gated(gate, gate_stride, up, up_stride, out, columns):
-        for row in range(out.size // columns):
-            x = gate[row * gate_stride : row * gate_stride + columns]
-            u = up[row * up_stride : row * up_stride + columns]
-            y = out[row * columns : row * columns + columns]
+    def gated(gate, up, out, strides, columns, rows):
+        for row in range(rows):
+            x = gate[row * strides[0] : row * strides[0] + columns]
+            u = up[row * strides[1] : row * strides[1] + columns]
+            y = out[row * strides[2] : row * strides[2] + columns]
             for i in range(y.size):
                 y[i] = narrow(value(widen(x[i])) * factor(widen(u[i])), out)
 
@@ -78,22 +80,20 @@ def forward(name: str) -> Callable[..., None]:
 
 @cache
 def backward(name: str) -> Callable[..., None]:
-    """The kernel (gradient, gate, gate_stride, up, up_stride, gate_gradient, up_gradient, gradient_stride, columns).
+    """The kernel (gradient, gate, up, gate_gradient, up_gradient, strides, columns, rows).
 
-    gate_gradient = gradient·up·f′(gate), up_gradient = gradient·f(gate); the given gradient is contiguous.
+    gate_gradient = gradient·up·f′(gate), up_gradient = gradient·f(gate).
     """
     (_, _, both), factor, factor_slope = GATES[name]
 
     @kernel(name=name)
-    def gated_backward(
-        gradient, gate, gate_stride, up, up_stride, gate_gradient, up_gradient, gradient_stride, columns
-    ):
-        for row in range(gradient.size // columns):
-            g = gradient[row * columns : row * columns + columns]
-            x = gate[row * gate_stride : row * gate_stride + columns]
-            u = up[row * up_stride : row * up_stride + columns]
-            to_gate = gate_gradient[row * gradient_stride : row * gradient_stride + columns]
-            to_up = up_gradient[row * gradient_stride : row * gradient_stride + columns]
+    def gated_backward(gradient, gate, up, gate_gradient, up_gradient, strides, columns, rows):
+        for row in range(rows):
+            g = gradient[row * strides[0] : row * strides[0] + columns]
+            x = gate[row * strides[1] : row * strides[1] + columns]
+            u = up[row * strides[2] : row * strides[2] + columns]
+            to_gate = gate_gradient[row * strides[3] : row * strides[3] + columns]
+            to_up = up_gradient[row * strides[4] : row * strides[4] + columns]
             for i in range(g.size):
                 value, slope = both(widen(x[i]))
                 d, other = widen(g[i]), widen(u[i])
@@ -101,3 +101,39 @@ def backward(name: str) -> Callable[..., None]:
                 to_up[i] = narrow(d * factor_slope(other) * np.float32(value), up_gradient)
 
     return gated_backward
+
+
+def over_rows(run: Callable[..., None], least: int, *tensors: torch.Tensor) -> None:
+    """Call a kernel above over tensors of one shape; those that are written must have contiguous rows.
+
+    All in one piece where every tensor is contiguous, else row by row.
+    """
+    if all(tensor.is_contiguous() for tensor in tensors):
+        strides = (0,) * len(tensors)
+        over_elements(lambda *parts: run(*parts, strides, parts[0].size, 1), least, *tensors)
+    elif tensors[0].numel():
+        columns = tensors[0].shape[-1]
+        lines = [_in_lines(tensor) for tensor in tensors]
+        strides = tuple(line.stride(0) for line in lines)
+        arrays = [as_array(line.as_strided((_span(line),), (1,))) for line in lines]
+
+        def part(first: int, last: int) -> None:
+            starts = (array[first * stride :] for array, stride in zip(arrays, strides, strict=True))
+            run(*starts, strides, columns, last - first)
+
+        in_parallel(part, lines[0].shape[0], max(1, least // columns))
+
+
+def _in_lines(tensor: torch.Tensor) -> torch.Tensor:
+    """(rows, columns) with contiguous rows at one distance: a view where the strides allow it."""
+    columns = tensor.shape[-1]
+    if tensor.stride(-1) == 1:
+        try:
+            return tensor.view(-1, columns)
+        except RuntimeError:
+            pass
+    return tensor.contiguous().view(-1, columns)
+
+
+def _span(lines: torch.Tensor) -> int:
+    return (lines.shape[0] - 1) * lines.stride(0) + lines.shape[1]

@@ -1,0 +1,304 @@
+"""Gated products f(gate) ⊗ up: forward and backward in one pass each, with nothing saved but the two inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from ..errors import UsageError
+from ..kernels import cpu
+from ..reference.activations import REFERENCES, SLOPES
+from ._activations import ACTIVATIONS, widened_through
+from ._operators import operator
+
+_LEAST = 2**14  # elements worth a thread
+_CLAMPED = "clamped_swiglu"
+_LIMIT = 7.0
+
+Pair = tuple[Tensor, Tensor]
+
+
+def gated(gate: Tensor, up: Tensor | None = None, activation: str = "silu") -> Tensor:
+    """f(gate)·up, elementwise: the inner part of a gated feed-forward.
+
+    gate, up: tensors of one shape and dtype; their last dimension may lie in a wider tensor, so that halves of a packed
+    one are taken without a copy. Without `up`, `gate` is the packed tensor (..., 2·d_ff): its first half is the gate,
+    its second `up`, and its gradient is written as one. activation: a name in ACTIVATIONS. Forward and backward are one
+    pass each and save only gate and up. float32 is computed as the activation is; bfloat16 and float16 are computed in
+    float32 and rounded once.
+    Raises UsageError for shapes or dtypes that differ, and for an unknown activation.
+    Source: Dauphin et al. 2017; Shazeer 2020, GLU Variants Improve Transformer.
+    """
+    given = (gate,) if up is None else (gate, up)
+    if has_torch_function(given):
+        return handle_torch_function(gated, given, gate, up, activation)
+    _check(gate, up)
+    known = ACTIVATIONS[activation]
+    if activation not in SLOPES:
+        first, second = _halves(gate) if up is None else (gate, up)
+        return known.function(first) * second
+    return _apply(gate, up, activation)
+
+
+def _apply(gate: Tensor, up: Tensor | None, name: str) -> Tensor:
+    return _Packed.apply(gate, name) if up is None else _Gated.apply(gate, up, name)
+
+
+def glu(gate: Tensor, up: Tensor | None = None) -> Tensor:
+    """σ(gate)·up; see gated. Source: Dauphin et al. 2017."""
+    return gated(gate, up, "sigmoid")
+
+
+def reglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
+    """max(gate, 0)·up; see gated. Source: Shazeer 2020."""
+    return gated(gate, up, "relu")
+
+
+def geglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
+    """gelu(gate)·up; see gated. Source: Shazeer 2020."""
+    return gated(gate, up, "gelu")
+
+
+def geglu_tanh(gate: Tensor, up: Tensor | None = None) -> Tensor:
+    """gelu_tanh(gate)·up, as in Gemma; see gated."""
+    return gated(gate, up, "gelu_tanh")
+
+
+def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
+    """silu(gate)·up, as in LLaMA; see gated. Source: Shazeer 2020."""
+    return gated(gate, up, "silu")
+
+
+def bilinear(gate: Tensor, up: Tensor | None = None) -> Tensor:
+    """gate·up; see gated. Source: Shazeer 2020."""
+    return gated(gate, up, "identity")
+
+
+def clamped_swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
+    """g·σ(1.702·g)·(u + 1), g = min(gate, 7), u = up clamped to [−7, 7], as in gpt-oss; see gated.
+
+    Beyond the limits the gradient is 0, at them it is passed on. Source: OpenAI 2025, gpt-oss.
+    """
+    given = (gate,) if up is None else (gate, up)
+    if has_torch_function(given):
+        return handle_torch_function(clamped_swiglu, given, gate, up)
+    _check(gate, up)
+    return _apply(gate, up, _CLAMPED)
+
+
+def _check(gate: Tensor, up: Tensor | None) -> None:
+    if up is None:
+        if gate.shape[-1:] == () or gate.shape[-1] % 2:
+            raise UsageError(f"a packed tensor has shape (..., 2·d_ff), not {tuple(gate.shape)}; or give gate and up")
+    elif gate.shape != up.shape or gate.dtype != up.dtype:
+        raise UsageError(
+            f"gate is {tuple(gate.shape)} in {gate.dtype}, up is {tuple(up.shape)} in {up.dtype}; "
+            "both must have one shape and dtype: expand or convert one with .expand() or .to()"
+        )
+    if not gate.is_floating_point():
+        raise UsageError(f"gated products take floating-point tensors, not {gate.dtype}; convert with .float()")
+
+
+def _halves(packed: Tensor) -> Pair:
+    first, second = packed.chunk(2, -1)
+    return first, second
+
+
+def _factors(gate: Tensor, up: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(f(gate), f′(gate), the other factor, its slope) by definition."""
+    if name != _CLAMPED:
+        return REFERENCES[name](gate), SLOPES[name](gate), up, torch.ones_like(up)
+    inside = gate.clamp(max=_LIMIT)
+    slope = torch.where(gate > _LIMIT, 0, SLOPES["quick_gelu"](inside))
+    return REFERENCES["quick_gelu"](inside), slope, up.clamp(-_LIMIT, _LIMIT) + 1, (up.abs() <= _LIMIT).to(up.dtype)
+
+
+def _product_by_definition(gate: Tensor, up: Tensor, name: str) -> Tensor:
+    value, _, factor, _ = _factors(gate, up, name)
+    return value * factor
+
+
+def _gradients_by_definition(gradient: Tensor, gate: Tensor, up: Tensor, name: str) -> Pair:
+    value, slope, factor, factor_slope = _factors(gate, up, name)
+    return gradient * factor * slope, gradient * factor_slope * value
+
+
+def _product_in_torch(gate: Tensor, up: Tensor, name: str) -> Tensor:
+    return widened_through(lambda gate, up: _product_by_definition(gate, up, name), gate, up).contiguous()
+
+
+def _gradients_in_torch(gradient: Tensor, gate: Tensor, up: Tensor, name: str) -> Pair:
+    def both(gradient: Tensor, gate: Tensor, up: Tensor) -> Tensor:
+        return torch.stack(_gradients_by_definition(gradient, gate, up, name))
+
+    first, second = widened_through(both, gradient, gate, up)
+    return first.contiguous(), second.clone(memory_format=torch.contiguous_format)
+
+
+def _packed_gradient_in_torch(gradient: Tensor, packed: Tensor, name: str) -> Tensor:
+    return torch.cat(_gradients_in_torch(gradient, *_halves(packed), name), -1)
+
+
+def _product_on_cpu(gate: Tensor, up: Tensor, name: str) -> Tensor:
+    if not cpu.serves(gate, up):
+        return _product_in_torch(gate, up, name)
+    from ..kernels.cpu import gates
+
+    out = _shaped_product(gate, up, name)
+    gates.over_rows(gates.forward(name), _LEAST, gate, up, out)
+    return out
+
+
+def _gradients_on_cpu(gradient: Tensor, gate: Tensor, up: Tensor, name: str) -> Pair:
+    if not cpu.serves(gradient, gate, up):
+        return _gradients_in_torch(gradient, gate, up, name)
+    from ..kernels.cpu import gates
+
+    results = _shaped_gradients(gradient, gate, up, name)
+    gates.over_rows(gates.backward(name), _LEAST, gradient, gate, up, *results)
+    return results
+
+
+def _packed_gradient_on_cpu(gradient: Tensor, packed: Tensor, name: str) -> Tensor:
+    if not cpu.serves(gradient, packed):
+        return _packed_gradient_in_torch(gradient, packed, name)
+    from ..kernels.cpu import gates
+
+    result = _shaped_packed_gradient(gradient, packed, name)
+    gates.over_rows(gates.backward(name), _LEAST, gradient, *_halves(packed), *_halves(result))
+    return result
+
+
+def _shaped_product(gate: Tensor, up: Tensor, name: str) -> Tensor:
+    return torch.empty_like(gate, memory_format=torch.contiguous_format)
+
+
+def _shaped_gradients(gradient: Tensor, gate: Tensor, up: Tensor, name: str) -> Pair:
+    return _shaped_product(gate, up, name), _shaped_product(gate, up, name)
+
+
+def _shaped_packed_gradient(gradient: Tensor, packed: Tensor, name: str) -> Tensor:
+    return torch.empty_like(packed, memory_format=torch.contiguous_format)
+
+
+def _batched(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
+    return [
+        item.expand(info.batch_size, *item.shape) if dim is None else item.movedim(dim, 0)
+        for item, dim in zip(tensors, in_dims, strict=False)
+    ]
+
+
+def _batched_product(info: Any, in_dims: tuple[int | None, ...], gate: Tensor, up: Tensor, name: str) -> Any:
+    return _product(*_batched(info, in_dims, gate, up), name), 0
+
+
+def _batched_gradients(
+    info: Any, in_dims: tuple[int | None, ...], gradient: Tensor, gate: Tensor, up: Tensor, name: str
+) -> Any:
+    return _gradients(*_batched(info, in_dims, gradient, gate, up), name), (0, 0)
+
+
+def _batched_packed_gradient(
+    info: Any, in_dims: tuple[int | None, ...], gradient: Tensor, packed: Tensor, name: str
+) -> Any:
+    return _packed_gradient(*_batched(info, in_dims, gradient, packed), name), 0
+
+
+_product = operator(
+    "gated(Tensor gate, Tensor up, str name) -> Tensor",
+    cpu=_product_on_cpu,
+    composite=_product_in_torch,
+    fake=_shaped_product,
+    vmap=_batched_product,
+)
+_gradients = operator(
+    "gated_backward(Tensor gradient, Tensor gate, Tensor up, str name) -> (Tensor, Tensor)",
+    cpu=_gradients_on_cpu,
+    composite=_gradients_in_torch,
+    fake=_shaped_gradients,
+    vmap=_batched_gradients,
+)
+_packed_gradient = operator(
+    "gated_packed_backward(Tensor gradient, Tensor packed, str name) -> Tensor",
+    cpu=_packed_gradient_on_cpu,
+    composite=_packed_gradient_in_torch,
+    fake=_shaped_packed_gradient,
+    vmap=_batched_packed_gradient,
+)
+
+
+class _Gated(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gate: Tensor, up: Tensor, name: str) -> Tensor:
+        return _product(gate, up, name)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.name = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        return *_GatedBackward.apply(gradients[0], *ctx.saved_tensors, ctx.name), None
+
+
+class _GatedBackward(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, gate: Tensor, up: Tensor, name: str) -> Pair:
+        return _gradients(gradient, gate, up, name)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, str], output: Pair) -> None:
+        ctx.save_for_backward(*inputs[:3])
+        ctx.name = inputs[3]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        def both(*inputs: Tensor) -> Pair:
+            return _gradients_by_definition(*inputs, ctx.name)
+
+        return *torch.func.vjp(both, *ctx.saved_tensors)[1](gradients), None
+
+
+class _Packed(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(packed: Tensor, name: str) -> Tensor:
+        return _product(*_halves(packed), name)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.name = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _PackedBackward.apply(gradients[0], *ctx.saved_tensors, ctx.name), None
+
+
+class _PackedBackward(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, packed: Tensor, name: str) -> Tensor:
+        return _packed_gradient(gradient, packed, name)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.name = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        def packed_gradient(gradient: Tensor, packed: Tensor) -> Tensor:
+            return torch.cat(_gradients_by_definition(gradient, *_halves(packed), ctx.name), -1)
+
+        return *torch.func.vjp(packed_gradient, *ctx.saved_tensors)[1](gradients[0]), None
