@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..kernels.attention import Tile, finish_statistics
+from ..kernels.attention import Tile
 from ._attention_tiles import (
     EVERYWHERE,
     Memory,
@@ -134,11 +134,12 @@ def _gathered(tiles: Callable[[Place, Memory], Iterator[Tile]], like: Tensor, ke
     def work(part: list[Place]) -> None:
         memory = Memory(like)
         for place in part:
+            first, last = ((place.batch * heads + head) * group for head in (place.heads.start, place.heads.stop))
             for tile in tiles(place, memory):
-                passes.gather_statistics(tile, result, (place.batch * heads + place.heads.start) * group)
+                passes.gather_statistics(tile, result, first)
+            passes.finish_statistics(result[:, first:last, place.queries])
 
     over(places(like.shape, keys, like.device), passes, work)
-    finish_statistics(result)
     return result.unflatten(1, (batch, heads * group))
 
 

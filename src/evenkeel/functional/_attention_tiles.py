@@ -17,7 +17,7 @@ from ..kernels.cpu._threads import in_parallel
 
 EVERYWHERE = 2**40  # as a reach: farther than any key
 
-_QUERIES, _KEYS = 128, 1024  # of a tile: 512 KiB of float32 stay in a core's cache; fewer queries make products slow
+_QUERIES, _KEYS = 128, 2048  # of a tile: 1 MiB of float32 stays in a core's cache; fewer queries make products slow
 
 
 class Place(NamedTuple):

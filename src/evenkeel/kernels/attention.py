@@ -74,9 +74,12 @@ def _rescale(rows: Tensor, lower: Tensor) -> None:
     rows[5] *= factor
 
 
-def finish_statistics(result: Tensor) -> None:
-    """Turn running sums into the statistics in the order of AttentionStatistics; zeros where nothing was seen."""
-    count, maximum, total, weighted, squares, first, shift, deviation, _ = result.clone()
+def finish_statistics(rows: Tensor) -> None:
+    """Turn the running sums of rows into the statistics of AttentionStatistics; zeros where nothing was seen.
+
+    rows: (9, heads, queries), part of the result.
+    """
+    count, maximum, total, weighted, squares, first, shift, deviation, _ = rows.clone()
     some = count > 0
     maximum = torch.where(total.isnan(), torch.nan, maximum)
     mean, log_total, concentration = shift / count, total.log(), squares / total.square()
@@ -91,7 +94,7 @@ def finish_statistics(result: Tensor) -> None:
         maximum + mean,
         (deviation - count * mean.square()).clamp(min=0),
     )
-    for row, value in zip(result, values, strict=True):
+    for row, value in zip(rows, values, strict=True):
         row.copy_(torch.where(some, value, 0))
 
 

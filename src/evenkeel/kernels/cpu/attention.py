@@ -1,8 +1,8 @@
 """Attention's row passes in numba: over tiles of scores that a matrix product has just left in cache.
 
 Each does what the function of its name in `kernels/attention.py` does. Numerics: every exponential is of a number
-z ≤ 0; z·log2 e = k + f with |f| ≤ 1/2 (the product in two parts), 2^f a polynomial (off by at most 9e-8 of its value),
-2^k goes into the exponent. Sums run in float32 lanes over the keys of one tile, and from there in float64.
+z ≤ 0; z·log2 e = k + f with |f| ≤ 1/2 (the product in two parts), 2^f is a polynomial (off by at most 1.6e-8 of its
+value), 2^k goes into the exponent. Sums run in float32 lanes over the keys of one tile, and from there in float64.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ _LEAST = np.float32(-87.0)  # e^−87 is the last normal float32; beside the max
 _ZERO, _ONE, _TWO, _FOUR = (np.float32(number) for number in (0, 1, 2, 4))
 _ROUNDING = np.float32(1.5 * 2**23)
 _LOG2_E, _LOG2_E_REST = np.float32(1.4426950216293335), np.float32(1.9259629911266175e-08)
-_C1, _C2, _C3, _C4, _C5 = (
-    np.float32(c) for c in (0.6931470036506653, 0.24022242426, 0.05550733581, 0.00967151299, 0.00132647273)
-)
+_C1, _C2, _C3 = np.float32(0.6931471824645996), np.float32(0.24022647738456726), np.float32(0.055503323674201965)
+_C4, _C5, _C6 = np.float32(0.00961843691766262), np.float32(0.0013398875016719103), np.float32(0.00015353361959569156)
 _SUMS = {"reassoc", "contract", "nsz"}
 
 # the rows of a result while its sums run
@@ -36,22 +35,32 @@ _COUNT, _MAXIMUM, _TOTAL, _WEIGHTED, _SQUARES, _FIRST, _SHIFT, _DEVIATION = rang
 
 
 def gather_statistics(tile: Tile, result: Tensor, head: int) -> None:
+    """As in torch."""
     _gather_statistics(tile.scores.numpy(), _rules(tile), result.numpy(), head)
 
 
+def finish_statistics(rows: Tensor) -> None:
+    """As in torch."""
+    _finish_statistics(rows.numpy())
+
+
 def weigh(tile: Tile, maximum: Tensor, total: Tensor, gathered: Tensor) -> None:
+    """As in torch."""
     _weigh(tile.scores.numpy(), _rules(tile), maximum.numpy(), total.numpy(), gathered.numpy())
 
 
 def squash(tile: Tile, offset: float) -> None:
+    """As in torch."""
     _squash(tile.scores.numpy(), _rules(tile), offset)
 
 
 def differentiate(tile: Tile, slopes: Tensor, logsumexp: Tensor, mean_slope: Tensor) -> None:
+    """As in torch."""
     _differentiate(tile.scores.numpy(), _rules(tile), slopes.numpy(), logsumexp.numpy(), mean_slope.numpy())
 
 
 def differentiate_squashed(tile: Tile, slopes: Tensor, offset: float) -> None:
+    """As in torch."""
     _differentiate_squashed(tile.scores.numpy(), _rules(tile), slopes.numpy(), offset)
 
 
@@ -86,12 +95,24 @@ def _bias(typing: Any, x: Any) -> Any:
     return types.float32(x), from_bool if x == types.boolean else from_float
 
 
+@intrinsic
+def _larger(typing: Any, a: Any, b: Any) -> Any:
+    """The larger number; the other one beside a NaN. Unlike a comparison, its reduction vectorises."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = values[0].type
+        function = builder.module.declare_intrinsic("llvm.maxnum", [kind], ir.FunctionType(kind, [kind, kind]))
+        return builder.call(function, values)
+
+    return a(a, b), generate
+
+
 @inline
 def _power(z):
     """k and 2^f − 1 with e^z = 2^k·2^f, for −87 ≤ z ≤ 0 or NaN; k as 1.5·2^23 + k."""
     t = fma(z, _LOG2_E, _ROUNDING)
     f = fma(z, _LOG2_E_REST, fma(z, _LOG2_E, _ROUNDING - t))
-    return t, f * fma(fma(fma(fma(_C5, f, _C4), f, _C3), f, _C2), f, _C1)
+    return t, f * fma(fma(fma(fma(fma(_C6, f, _C5), f, _C4), f, _C3), f, _C2), f, _C1)
 
 
 @inline
@@ -178,18 +199,19 @@ def _show(row, rules, h, g, r, start):
     _mask(row, rules, h, g, r, start)
 
 
-@inline(flags={"nnan", "nsz", "reassoc"})
+@inline
 def _maximum(row):
     found = _HIDDEN
     for j in range(row.size):
-        found = row[j] if row[j] > found else found
+        found = _larger(found, row[j])
     return found
 
 
 @inline
 def _all_hidden(row):
-    for j in range(row.size):
-        if row[j] != _HIDDEN:  # a NaN, which no maximum shows
+    """Asked where the maximum is _HIDDEN: a NaN shows in no maximum."""
+    for score in row:
+        if score != _HIDDEN:
             return False
     return True
 
@@ -248,6 +270,25 @@ def _gather_statistics(scores, rules, result, head):
         sums[_DEVIATION] += deviation
         if rules[4] + start == 0 and row[0] != _HIDDEN:
             sums[_FIRST] = math.exp(row[0] - maximum)
+
+
+@kernel
+def _finish_statistics(rows):
+    for h in range(rows.shape[1]):
+        for r in range(rows.shape[2]):
+            row = rows[:, h, r]
+            count, maximum, total, weighted, squares, first, shift, deviation, _ = row
+            if count == 0:
+                continue
+            mean, log_total, concentration = shift / count, math.log(total), squares / (total * total)
+            row[1] = maximum if total == total else total
+            row[2] = maximum + log_total
+            row[3] = max(log_total - weighted / total, 0.0)
+            row[4] = 1 / concentration
+            row[5] = 1 - concentration
+            row[6] = first / total
+            row[7] = maximum + mean
+            row[8] = max(deviation - count * mean * mean, 0.0)
 
 
 @inline(flags=_SUMS)
