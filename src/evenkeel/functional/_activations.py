@@ -15,7 +15,7 @@ from ..errors import UsageError
 from ..facts import FACTS, Facts
 from ..kernels import cpu
 from ..reference.activations import REFERENCES, SLOPES
-from ._operators import operator
+from ._operators import is_differentiated, operator
 
 Pointwise = Callable[[Tensor], Tensor]
 
@@ -169,7 +169,8 @@ def _apply(function: Pointwise, x: Tensor) -> Tensor:
         return handle_torch_function(function, (x,), x)
     if not x.is_floating_point():
         raise UsageError(f"{function.__name__} takes floating-point tensors, not {x.dtype}; convert with x.float()")
-    return _Pointwise.apply(x, function.__name__)
+    run = _Pointwise.apply if is_differentiated(x) else _value
+    return run(x, function.__name__)
 
 
 def _activation(function: Pointwise) -> Pointwise:

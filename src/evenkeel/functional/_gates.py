@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..kernels import cpu
 from ..reference.activations import REFERENCES, SLOPES
 from ._activations import ACTIVATIONS, widened_through
-from ._operators import operator
+from ._operators import is_differentiated, operator
 
 _LEAST = 2**14  # elements worth a thread
 _CLAMPED = "clamped_swiglu"
@@ -44,7 +44,9 @@ def gated(gate: Tensor, up: Tensor | None = None, activation: str = "silu") -> T
 
 
 def _apply(gate: Tensor, up: Tensor | None, name: str) -> Tensor:
-    return _Packed.apply(gate, name) if up is None else _Gated.apply(gate, up, name)
+    if up is None:
+        return _Packed.apply(gate, name) if is_differentiated(gate) else _product(*_halves(gate), name)
+    return _Gated.apply(gate, up, name) if is_differentiated(gate, up) else _product(gate, up, name)
 
 
 def glu(gate: Tensor, up: Tensor | None = None) -> Tensor:
@@ -261,8 +263,8 @@ class _GatedBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        def both(*inputs: Tensor) -> Pair:
-            return _gradients_by_definition(*inputs, ctx.name)
+        def both(gradient: Tensor, gate: Tensor, up: Tensor) -> Pair:
+            return _gradients_by_definition(gradient, gate, up, ctx.name)
 
         return *torch.func.vjp(both, *ctx.saved_tensors)[1](gradients), None
 

@@ -33,3 +33,15 @@ def operator(
     if vmap is not None:
         torch.library.register_vmap(f"evenkeel::{name}", vmap, lib=_LIBRARY)
     return getattr(torch.ops.evenkeel, name).default
+
+
+def is_differentiated(*tensors: torch.Tensor) -> bool:
+    """Whether autograd, a function transform or a compiler has to know of an operation on these tensors.
+
+    If not, the operator alone does, without the cost of a torch.autograd.Function.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+    )

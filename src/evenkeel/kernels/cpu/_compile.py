@@ -56,7 +56,8 @@ def kernel(function: Callable[..., Any] | None = None, *, flags: Collection[str]
 def as_array(tensor: torch.Tensor) -> np.ndarray:
     """The memory of a CPU tensor as an array; bfloat16 as uint16, float16 as int16."""
     carrier = _CARRIERS.get(tensor.dtype)
-    tensor = tensor.detach()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
     return (tensor if carrier is None else tensor.view(carrier)).numpy()
 
 
@@ -146,13 +147,18 @@ class _DiskCache(_Cache):
             path.unlink(missing_ok=True)
 
 
-@intrinsic
+def _intrinsic(function: Callable[..., Any]) -> Any:
+    """numba calls it without the typing context that it is written with, which a type checker cannot know."""
+    return intrinsic(function)
+
+
+@_intrinsic
 def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
     """a·b + c with one rounding."""
     return a(a, a, a), lambda context, builder, signature, values: builder.fma(*values)
 
 
-@intrinsic
+@_intrinsic
 def add_exponent(typing: Any, x: Any, t: Any) -> Any:
     """x·2^k for the integer k in the lowest bits of t = 1.5·2^23 + k (float32) or 1.5·2^52 + k (float64)."""
     bits, mantissa, number = (_I32, 23, _FLOAT) if x == types.float32 else (_I64, 52, _DOUBLE)
@@ -164,7 +170,7 @@ def add_exponent(typing: Any, x: Any, t: Any) -> Any:
     return x(x, x), generate
 
 
-@intrinsic
+@_intrinsic
 def magnitude(typing: Any, x: Any) -> Any:
     """|x|, by clearing the sign."""
 
@@ -175,7 +181,7 @@ def magnitude(typing: Any, x: Any) -> Any:
     return x(x), generate
 
 
-@intrinsic
+@_intrinsic
 def with_sign(typing: Any, x: Any, sign: Any) -> Any:
     """|x| with the sign of the other."""
 
@@ -187,7 +193,7 @@ def with_sign(typing: Any, x: Any, sign: Any) -> Any:
     return x(x, x), generate
 
 
-@intrinsic
+@_intrinsic
 def widen(typing: Any, x: Any) -> Any:
     """float32 from an array's element: uint16 holds a bfloat16, int16 a float16, float32 itself."""
     if x == types.float32:
@@ -203,7 +209,7 @@ def widen(typing: Any, x: Any) -> Any:
     return types.float32(x), from_bfloat16 if x == types.uint16 else from_float16
 
 
-@intrinsic
+@_intrinsic
 def narrow(typing: Any, x: Any, array: Any) -> Any:
     """A float32 or float64 as an element of `array`, rounded to nearest, ties to even.
 

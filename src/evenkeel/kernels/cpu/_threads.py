@@ -48,7 +48,7 @@ def in_parallel(function: Callable[[int, int], object], count: int, least: int) 
 
 def over_elements(kernel: Callable[..., None], least: int, *tensors: torch.Tensor) -> None:
     """Call a kernel over the elements of contiguous tensors of one size, the results among them."""
-    arrays = [as_array(tensor.view(-1)) for tensor in tensors]
+    arrays = [as_array(tensor).reshape(-1) for tensor in tensors]
     in_parallel(lambda start, stop: kernel(*(array[start:stop] for array in arrays)), arrays[0].size, least)
 
 
