@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lint types contracts wheel bench clean
+.PHONY: help demo test check format lint types contracts wheel bench ulp clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -38,6 +38,9 @@ wheel: $(INSTALLED) ## build the wheel and use it in an empty environment
 
 bench: $(INSTALLED) ## print the benchmarks' tables
 	$(BIN)/python benchmarks/watch.py
+
+ulp: $(INSTALLED) ## measure every pointwise function on all 2^32 float32 patterns (an hour; goes on where it was stopped)
+	$(BIN)/python benchmarks/ulp.py
 
 clean: ## remove the environment and every cache
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,5 +1,52 @@
 """Exact functions of a transformer's nonlinear parts: torch tensors in and out."""
 
+from ._activations import (
+    ACTIVATIONS,
+    Activation,
+    elu,
+    gelu,
+    gelu_tanh,
+    identity,
+    leaky_relu,
+    mish,
+    quick_gelu,
+    register_activation,
+    relu,
+    relu2,
+    sigmoid,
+    silu,
+    softplus,
+    tanh,
+)
 from ._attention_statistics import AttentionStatistics, attention_statistics, score_statistics
+from ._gates import bilinear, clamped_swiglu, gated, geglu, geglu_tanh, glu, reglu, swiglu
 
-__all__ = ["AttentionStatistics", "attention_statistics", "score_statistics"]
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "AttentionStatistics",
+    "attention_statistics",
+    "bilinear",
+    "clamped_swiglu",
+    "elu",
+    "gated",
+    "geglu",
+    "geglu_tanh",
+    "gelu",
+    "gelu_tanh",
+    "glu",
+    "identity",
+    "leaky_relu",
+    "mish",
+    "quick_gelu",
+    "register_activation",
+    "reglu",
+    "relu",
+    "relu2",
+    "score_statistics",
+    "sigmoid",
+    "silu",
+    "softplus",
+    "swiglu",
+    "tanh",
+]

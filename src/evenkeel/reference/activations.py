@@ -78,7 +78,7 @@ def _tanh_slope(x: Tensor) -> Tensor:
 @_reference
 def relu(x: Tensor) -> Tensor:
     """max(x, 0)."""
-    return torch.where(x > 0, x, torch.zeros_like(x))
+    return torch.where(x <= 0, torch.zeros_like(x), x)
 
 
 @_slope
