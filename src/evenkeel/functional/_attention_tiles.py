@@ -34,13 +34,19 @@ def places(shape: Sequence[int], keys: int, device: torch.device, whole: bool = 
     factor = _factor(device)
     rows = max(1, min(queries, -(-factor * _QUERIES // group)))
     fitting = max(1, min(heads, factor**2 * _QUERIES * _KEYS // max(1, group * rows * min(keys, factor * _KEYS))))
-    steps = [slice(0, queries)] if whole else list(_blocks(0, queries, rows))
+    steps = [slice(0, queries)] if whole else row_blocks(shape, device)
     return [
-        Place(element, slice(head, min(heads, head + fitting)), rows)
+        Place(element, slice(head, min(heads, head + fitting)), block)
         for element in range(batch)
         for head in range(0, heads, fitting)
-        for rows in reversed(steps)
+        for block in steps
     ]
+
+
+def row_blocks(shape: Sequence[int], device: torch.device) -> list[slice]:
+    """Slices that cut queries into tiles, the last first: under a causal mask they see most keys."""
+    _, _, group, queries = shape[:4]
+    return list(_blocks(0, queries, max(1, -(-_factor(device) * _QUERIES // group))))[::-1]
 
 
 def key_blocks(start: int, stop: int, device: torch.device) -> Iterator[slice]:
@@ -82,6 +88,9 @@ class Scores:
 
     def places(self, whole: bool = False) -> list[Place]:
         return places(self.query.shape, self.key.shape[2], self.query.device, whole)
+
+    def row_blocks(self) -> list[slice]:
+        return row_blocks(self.query.shape, self.query.device)
 
     def keys_seen(self, queries: slice) -> Iterator[slice]:
         """Blocks of the keys that are in reach of some of these queries."""

@@ -1,9 +1,59 @@
-"""Attention's statistics by definition, in float64, from the full matrix of weights: slow, obvious, the oracle."""
+"""Attention and its statistics by definition, in float64: slow, obvious, the oracle."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    window: int | None = None,
+    normalizer: str = "softmax",
+) -> Tensor:
+    """Query by query, over a list of the keys that it sees; float64, (batch, heads, queries, value_dim)."""
+    query, key, value = query.double(), key.double(), value.double()
+    batch, heads, queries, _ = query.shape
+    key_heads, keys = key.shape[1], key.shape[2]
+    if mask is not None:
+        mask = mask.expand(batch, heads, queries, keys)
+
+    def sees(b: int, h: int, i: int, j: int) -> bool:
+        if (causal and j > i) or (window is not None and abs(i - j) >= window):
+            return False
+        return mask is None or bool(mask[b, h, i, j] if mask.dtype == torch.bool else mask[b, h, i, j] != -math.inf)
+
+    def attended(b: int, h: int, i: int) -> Tensor:
+        seen = [j for j in range(keys) if sees(b, h, i, j)]
+        if not seen:
+            return value.new_zeros(value.shape[3]) + 0 * (query.sum() + key.sum() + value.sum())
+        own = h // (heads // key_heads)
+        scores = scale * (key[b, own, seen] @ query[b, h, i])
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        if mask is not None and mask.dtype != torch.bool:
+            scores = scores + mask[b, h, i, seen].double()
+        if normalizer == "sigmoid":
+            weights = torch.sigmoid(scores - math.log(keys))
+        elif sinks is None:
+            weights = scores.softmax(0)
+        else:
+            weights = torch.cat([scores, sinks[h : h + 1].double()]).softmax(0)[:-1]
+        return weights @ value[b, own, seen]
+
+    rows = [attended(b, h, i) for b in range(batch) for h in range(heads) for i in range(queries)]
+    shape = (batch, heads, queries, value.shape[3])
+    return torch.stack(rows).view(shape) if rows else value.new_zeros(shape)
 
 
 def attention_scores(query: Tensor, key: Tensor, *, scale: float, mask: Tensor | None = None) -> Tensor:

@@ -207,15 +207,6 @@ def _maximum(row):
     return found
 
 
-@inline
-def _all_hidden(row):
-    """Asked where the maximum is _HIDDEN: a NaN shows in no maximum."""
-    for score in row:
-        if score != _HIDDEN:
-            return False
-    return True
-
-
 @inline(flags=_SUMS)
 def _row_sums(row, maximum):
     """Over the visible scores, with z = s − maximum: how many, Σe^z, Σz·e^z, Σe^2z, Σz, Σz²."""
@@ -252,7 +243,7 @@ def _gather_statistics(scores, rules, result, head):
         h, g, r, start, row = _reached(scores, rules, index)
         _show(row, rules, h, g, r, start)
         highest = _maximum(row)
-        if highest == _HIDDEN and _all_hidden(row):
+        if highest == _HIDDEN and np.all(row == _HIDDEN):  # a NaN shows in no maximum
             continue
         sums = result[:, head + h * group + g, rules[3] + r]
         if sums[_COUNT] == 0:

@@ -1,0 +1,217 @@
+"""Attention with all its options, exact: torch's fused kernel where that has them, tiles in O(length) memory elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from ..errors import UsageError
+from ._attention_blockwise import (
+    attend,
+    attend_backward,
+    attend_backward_batched,
+    attend_batched,
+    shaped,
+    shaped_backward,
+)
+from ._attention_dense import dense_attention
+from ._attention_tiles import EVERYWHERE
+from ._operators import is_differentiated, operator
+
+Scale = Literal["sqrt", "none", "dim"] | float
+_SCALES: dict[str, Callable[[int], float]] = {
+    "sqrt": lambda dim: dim**-0.5,
+    "none": lambda dim: 1.0,
+    "dim": lambda dim: 1 / dim,
+}
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: Scale = "sqrt",
+    causal: bool = False,
+    mask: Tensor | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    window: int | None = None,
+    normalizer: Literal["softmax", "sigmoid"] = "softmax",
+) -> Tensor:
+    """p·value, (batch, heads, queries, value_dim), with p = softmax(c·tanh(scale·q kᵀ / c) + mask) over visible keys.
+
+    query: (batch, heads, queries, head_dim). key: (batch, key_heads, keys, head_dim), value: (batch, key_heads, keys,
+    value_dim), heads a multiple of key_heads: head h attends with key head h // (heads / key_heads).
+    scale: "sqrt" = 1/√head_dim, "dim" = 1/head_dim, "none" = 1, or a number. causal: query i sees keys j ≤ i (aligned
+    top-left, as in torch). mask: broadcastable to (batch, heads, queries, keys); bool (True = visible) or added to the
+    scores, where −inf hides. softcap: c in logits; none by default. sinks: (heads,), a logit per head that takes its
+    share of the softmax and gives no value. window: query i sees keys with |i − j| < window. normalizer: "sigmoid" has
+    p = σ(score − log keys), each key by itself. A query that sees nothing gives zeros.
+    All of one floating dtype, which the result has; bfloat16 and float16 are computed in float32. Memory beyond the
+    result is O(queries + keys), forward and backward. Gradients to query, key, value, sinks and a float mask; second
+    derivatives where torch's fused kernel is not taken, so always in float64, in O(queries·keys) memory.
+    Raises UsageError for shapes, dtypes or options that do not fit together.
+    Source: Vaswani et al. 2017; Dao et al. 2022 (tiles); Bello et al. 2017 and Gemma 2 (softcap); gpt-oss (sinks);
+    Beltagy et al. 2020 (window); Ramapuram et al. 2024 (sigmoid).
+    """
+    given = tuple(tensor for tensor in (query, key, value, mask, sinks) if tensor is not None)
+    if has_torch_function(given):
+        options: dict[str, Any] = {"scale": scale, "causal": causal, "mask": mask, "softcap": softcap, "sinks": sinks}
+        options |= {"window": window, "normalizer": normalizer}
+        return handle_torch_function(attention, given, query, key, value, **options)
+    _check(query, key, value, mask, sinks)
+    if normalizer not in ("softmax", "sigmoid"):
+        raise UsageError(f"normalizer is {normalizer!r}; it is 'softmax' or 'sigmoid'")
+    if normalizer == "sigmoid" and sinks is not None:
+        raise UsageError("sinks take a share of a softmax, and normalizer='sigmoid' shares nothing; leave sinks out")
+    if softcap is not None and not softcap > 0:
+        raise UsageError(f"softcap is {softcap}; it must be above 0, or None for no cap")
+    if window is not None and window < 1:
+        raise UsageError(f"window is {window}; the smallest, 1, lets a query see its own position only")
+    factor = _factor(scale, query.shape[-1])
+    if mask is not None:
+        mask = mask[(None,) * (4 - mask.dim())]
+    plain = softcap is None and sinks is None and window is None and normalizer == "softmax"
+    if plain and not (causal and mask is not None) and _is_fused(query, value, mask):
+        bias = mask if mask is None or mask.dtype == torch.bool else mask.to(query.dtype)
+        grouped = query.shape[1] != key.shape[1]
+        return F.scaled_dot_product_attention(query, key, value, bias, 0.0, causal, scale=factor, enable_gqa=grouped)
+    before = EVERYWHERE if window is None else window - 1
+    after = 0 if causal else before
+    if sinks is not None:
+        sinks = sinks.expand(query.shape[:2])
+    run = _Attention.apply if is_differentiated(*given) else _attend
+    return run(query, key, value, mask, sinks, factor, softcap, before, after, normalizer == "sigmoid")[0]
+
+
+def _factor(scale: Scale, head_dim: int) -> float:
+    if isinstance(scale, str):
+        if scale not in _SCALES:
+            raise UsageError(f"scale is {scale!r}; it is one of {', '.join(map(repr, _SCALES))}, or a number")
+        return _SCALES[scale](max(1, head_dim))
+    return float(scale)
+
+
+def _is_fused(query: Tensor, value: Tensor, mask: Tensor | None) -> bool:
+    """Whether torch has one kernel for it that need not be differentiated twice."""
+    if value.shape[3] != query.shape[3] or min(query.numel(), value.numel()) == 0:
+        return False
+    if query.dtype == torch.float64 and is_differentiated(query, value):
+        return False
+    return mask is None or not mask.requires_grad
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sinks: Tensor | None) -> None:
+    shapes = [tuple(tensor.shape) for tensor in (query, key, value)]
+    fitting = all(len(shape) == 4 for shape in shapes)
+    if fitting:
+        (batch, heads, queries, dim), (_, key_heads, keys, _), _ = shapes
+        fitting = shapes[1] == (batch, key_heads, keys, dim) and shapes[2][:3] == (batch, key_heads, keys)
+        fitting = fitting and heads % max(1, key_heads) == 0 and (key_heads > 0 or heads == 0)
+    if not fitting:
+        raise UsageError(
+            f"query has shape {shapes[0]}, key {shapes[1]} and value {shapes[2]}; they must be (batch, heads, queries, "
+            "head_dim), (batch, key_heads, keys, head_dim) and (batch, key_heads, keys, value_dim), heads a multiple "
+            "of key_heads"
+        )
+    if not query.is_floating_point() or not query.dtype == key.dtype == value.dtype:
+        raise UsageError(
+            f"query, key and value are {query.dtype}, {key.dtype} and {value.dtype}; they must be of one floating "
+            "dtype: convert with .to()"
+        )
+    if mask is not None:
+        wanted = (batch, heads, queries, keys)
+        short = mask.dim() > 4 or any(
+            size not in (1, full) for size, full in zip(reversed(mask.shape), reversed(wanted), strict=False)
+        )
+        if short or not (mask.dtype == torch.bool or mask.is_floating_point()):
+            raise UsageError(
+                f"mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; it must be broadcastable to {wanted}, and "
+                "bool (True = visible) or floating (added to the scores)"
+            )
+    if sinks is not None and (tuple(sinks.shape) != (heads,) or not sinks.is_floating_point()):
+        raise UsageError(
+            f"sinks have shape {tuple(sinks.shape)} and dtype {sinks.dtype}; they must be ({heads},), one floating "
+            "logit per query head"
+        )
+
+
+_OPTIONS = "float scale, float? softcap, int before, int after, bool sigmoid"
+_attend = operator(
+    "attention(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? sinks, "
+    + _OPTIONS
+    + ") -> (Tensor, Tensor)",
+    cpu=attend,
+    composite=attend,
+    fake=shaped,
+    vmap=lambda *arguments: attend_batched(_attend, *arguments),
+)
+_attend_backward = operator(
+    "attention_backward(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? sinks, "
+    "Tensor output, Tensor logsumexp, bool to_mask, " + _OPTIONS + ") -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    cpu=attend_backward,
+    composite=attend_backward,
+    fake=shaped_backward,
+    vmap=lambda *arguments: attend_backward_batched(_attend_backward, *arguments),
+)
+
+
+class _Attention(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        return _attend(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs[:5], *output)
+        ctx.mark_non_differentiable(output[1])
+        ctx.options = inputs[5:]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        to_mask, to_sinks = ctx.needs_input_grad[3:5]
+        *found, mask, sinks = _AttentionBackward.apply(gradients[0], *ctx.saved_tensors, to_mask, *ctx.options)
+        return *found, mask if to_mask else None, sinks if to_sinks else None, *(None for _ in ctx.options)
+
+
+class _AttentionBackward(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        return _attend_backward(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[:6])
+        ctx.to_mask, ctx.options = inputs[8], inputs[9:]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, query, key, value, mask, sinks = ctx.saved_tensors
+        places = [0, 1, 2] + [3] * ctx.to_mask + [4] * (sinks is not None)
+        fixed: list[Any] = [query, key, value, mask, sinks]
+
+        def slopes(gradient: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+            def attended(*tensors: Tensor) -> Tensor:
+                inputs = list(fixed)
+                for place, tensor in zip(places, tensors, strict=True):
+                    inputs[place] = tensor
+                return dense_attention(*inputs, *ctx.options)
+
+            return torch.func.vjp(attended, *tensors)[1](gradient)
+
+        pull = torch.func.vjp(slopes, gradient, *(fixed[place] for place in places))[1]
+        first, *found = pull(tuple(gradients[place] for place in places))
+        second: list[Tensor | None] = [None] * 5
+        for place, tensor in zip(places, found, strict=True):
+            second[place] = tensor
+        return first, *second, None, None, None, *(None for _ in ctx.options)
