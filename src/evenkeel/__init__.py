@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from . import functional, integrations, nn
     from .diagnosis import Diagnosis
     from .inspection import inspect
+    from .ledger import claims
     from .nn.transformer import Transformer, TransformerConfig
     from .records import Record
     from .schema import Change
@@ -24,6 +25,7 @@ _HOMES = {
     "Transformer": "nn.transformer",
     "TransformerConfig": "nn.transformer",
     "Watch": "watching",
+    "claims": "ledger",
     "inspect": "inspection",
     "watch": "watching",
 }
@@ -36,6 +38,7 @@ __all__ = [
     "Transformer",
     "TransformerConfig",
     "Watch",
+    "claims",
     "functional",
     "inspect",
     "integrations",

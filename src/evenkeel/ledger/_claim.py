@@ -1,0 +1,163 @@
+"""What a claim is: a sentence of the documents, an experiment, and bounds that turn its numbers into a verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from ..rules import RULES
+from ..schema import encode_number
+
+Language = Literal["en", "es", "pt"]
+Verdict = Literal["holds", "holds with a caveat", "does not hold", "undecided"]
+Role = Literal["claim", "caveat", "noise"]
+
+LANGUAGES: tuple[Language, ...] = get_args(Language)
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """The same words in English, Spanish and Portuguese."""
+
+    en: str
+    es: str
+    pt: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"en": self.en, "es": self.es, "pt": self.pt}
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Where a document says it: the document's name in `DOCUMENTS`, and the number of the sentence, from 1.
+
+    Sentences are counted over the running text; headings, lists of references and page furniture are not sentences.
+    """
+
+    document: str
+    sentence: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"document": self.document, "sentence": self.sentence}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number of an experiment. `name` is dotted, from the arm to the quantity, and never changes its meaning."""
+
+    name: str
+    value: float
+    unit: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "value": encode_number(self.value), "unit": self.unit}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """The interval [low, high] that a measurement must lie in, and what follows if it does not.
+
+    role: a miss of a "claim" bound means that the claim does not hold, of a "caveat" bound that it holds with a caveat,
+    of a "noise" bound that the experiment cannot decide. otherwise: what a miss says, in words.
+    """
+
+    measurement: str
+    low: float = -math.inf
+    high: float = math.inf
+    role: Role = "claim"
+    otherwise: Text | None = None
+
+    def met(self, value: float) -> bool:
+        """Whether the value lies in the interval; NaN lies in none."""
+        return self.low <= value <= self.high
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "measurement": self.measurement,
+            "low": encode_number(self.low),
+            "high": encode_number(self.high),
+            "role": self.role,
+            "otherwise": self.otherwise.to_dict() if self.otherwise else None,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A statement that the documents make, and how it is tested.
+
+    id: C01, C02, ...; permanent. statement: in our own words. passages: where it is said. method: what is measured.
+    measure: the experiment; with seeds of its own, so that the same numbers come each time, clocks aside. criterion:
+    the bounds that give the verdict. ops: the functions it is about. source: of the fact behind it or of the experiment.
+    """
+
+    id: str
+    statement: Text
+    passages: tuple[Passage, ...]
+    method: Text
+    measure: Callable[[], Iterable[Measurement]]
+    criterion: tuple[Bound, ...]
+    ops: tuple[str, ...]
+    source: str
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """Codes of the rules that rest on this claim."""
+        return tuple(rule.code for rule in RULES.values() if self.id in rule.claims)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredClaim:
+    """A claim with the numbers of its experiment; the verdict follows from them."""
+
+    claim: Claim
+    measurements: tuple[Measurement, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the bounds say to the numbers; a number that is NaN or missing leaves the claim undecided."""
+        if self.lacks_a_number:
+            return "undecided"
+        missed = {bound.role for bound in self.missed}
+        if "noise" in missed:
+            return "undecided"
+        if "claim" in missed:
+            return "does not hold"
+        return "holds with a caveat" if "caveat" in missed else "holds"
+
+    @property
+    def missed(self) -> tuple[Bound, ...]:
+        """The bounds whose measurement lies outside."""
+        return tuple(bound for bound in self.claim.criterion if not bound.met(self._value(bound)))
+
+    @property
+    def reasons(self) -> tuple[Text, ...]:
+        """Why the verdict is no plain "holds": what the missed bounds say."""
+        return tuple(dict.fromkeys(bound.otherwise for bound in self.missed if bound.otherwise))
+
+    @property
+    def lacks_a_number(self) -> bool:
+        """Whether a number of the criterion is NaN or missing."""
+        return any(math.isnan(self._value(bound)) for bound in self.claim.criterion)
+
+    def _value(self, bound: Bound) -> float:
+        values = (item.value for item in self.measurements if item.name == bound.measurement)
+        return next(values, math.nan)
+
+    def to_dict(self) -> dict[str, Any]:
+        claim = self.claim
+        return {
+            "id": claim.id,
+            "verdict": self.verdict,
+            "statement": claim.statement.to_dict(),
+            "passages": [passage.to_dict() for passage in claim.passages],
+            "method": claim.method.to_dict(),
+            "measurements": [item.to_dict() for item in self.measurements],
+            "criterion": [{**bound.to_dict(), "met": bound not in self.missed} for bound in claim.criterion],
+            "reasons": [reason.to_dict() for reason in self.reasons],
+            "rules": list(claim.rules),
+            "ops": list(claim.ops),
+            "source": claim.source,
+        }

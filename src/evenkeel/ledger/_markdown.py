@@ -1,0 +1,76 @@
+"""A ledger as one Markdown page: what docs/claims.md is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from ._claim import LANGUAGES, MeasuredClaim
+from ._drawing import interval, said_in
+
+_INTRODUCTION = """\
+# The claims ledger
+
+Made by `evenkeel claims --format markdown --out docs/claims.md`; do not edit it by hand.
+
+Each claim is something that five short documents say about the nonlinear parts of transformers, in our own words, with
+an experiment that anyone can run again: `evenkeel claims C15` prints the page of one with all its numbers, in English,
+Spanish (`--lang es`) or Portuguese (`--lang pt`); `evenkeel.claims(["C15"])` returns them as data.
+
+A verdict is computed, never written down. Every claim has bounds on what its experiment measures:
+
+- *holds only if*: outside this bound the claim **does not hold**;
+- *caveat unless*: outside this bound it **holds with a caveat**;
+- *decided only if*: outside this bound, or where a number is missing, it is **undecided**.
+
+Inside all of its bounds a claim **holds**. Sentences are counted over the running text of a document, from 1; headings,
+references and page furniture do not count. The measured column is from the machine that made this page.
+"""
+_ROLES = {"claim": "holds only if", "caveat": "caveat unless", "noise": "decided only if"}
+
+
+def draw_markdown(measured: Iterable[MeasuredClaim]) -> str:
+    """The page of all claims given: an overview, then statement, passages, method, criterion and reasons of each."""
+    return "\n".join(_page(tuple(measured)))
+
+
+def _page(measured: tuple[MeasuredClaim, ...]) -> Iterator[str]:
+    yield _INTRODUCTION
+    yield "| claim | statement | verdict |"
+    yield "|---|---|---|"
+    for item in measured:
+        claim = item.claim
+        yield f"| [{claim.id}](#{claim.id.lower()}) | {claim.statement.en} | {item.verdict} |"
+    for item in measured:
+        yield from _section(item)
+
+
+def _section(item: MeasuredClaim) -> Iterator[str]:
+    claim = item.claim
+    yield ""
+    yield f"## {claim.id}"
+    yield ""
+    yield f"**{item.verdict}**"
+    yield ""
+    for language in LANGUAGES:
+        yield f"- {language}: {getattr(claim.statement, language)}"
+    yield ""
+    yield f"Where it is said: {'; '.join(said_in(claim, 'en'))}."
+    yield ""
+    yield f"What is measured: {claim.method.en}"
+    yield ""
+    yield "| | measurement | bound | measured |"
+    yield "|---|---|---|---|"
+    values = {number.name: number for number in item.measurements}
+    for bound in claim.criterion:
+        number = values[bound.measurement]
+        shown = f"{number.value:.3g} {number.unit}".removesuffix(" 1").replace("|", "\\|")
+        yield f"| {_ROLES[bound.role]} | `{bound.measurement}` | {interval(bound)} | {shown} |"
+    for reason in item.reasons:
+        yield ""
+        yield f"> {reason.en}"
+    yield ""
+    if claim.rules:
+        yield f"Rules: {', '.join(claim.rules)}. Functions: {', '.join(claim.ops)}."
+    else:
+        yield f"Functions: {', '.join(claim.ops)}."
+    yield f"Source: {claim.source}."

@@ -1,0 +1,83 @@
+"""Running the experiments of claims, one after the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from ..catalogue import Catalogue
+from ..schema import SCHEMA_VERSION
+from . import binary, centring, cost, depth, descent, gating, low_precision, saturation, scores, softmax
+from ._claim import Claim, MeasuredClaim
+
+CLAIMS: Catalogue[Claim] = Catalogue("claim")
+
+for _claim in (
+    saturation.C01,
+    depth.C02,
+    saturation.C03,
+    descent.C04,
+    centring.C09,
+    scores.C14,
+    scores.C15,
+    scores.C16,
+    scores.C17,
+    low_precision.C18,
+    softmax.C20,
+    softmax.C22,
+    centring.C31,
+    gating.C33,
+    binary.C34,
+    binary.C35,
+    depth.C36,
+    cost.C40,
+    softmax.C41,
+    softmax.C43,
+):
+    CLAIMS.add(_claim.id, _claim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """Claims with their numbers and verdicts; `tool` and `torch` say what measured them."""
+
+    tool: str
+    torch: str
+    claims: tuple[MeasuredClaim, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "tool": self.tool,
+            "torch": self.torch,
+            "claims": [item.to_dict() for item in self.claims],
+        }
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """The ledger as JSON text; every text in all its languages."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def claims(ids: Iterable[str] | None = None, *, progress: Callable[[int, int], object] | None = None) -> Ledger:
+    """Run the experiments of some claims and judge them; without ids, of all: some seconds on two cores.
+
+    ids: one or more, as in "C15"; each is measured once, in the order given. progress: called with how many are done,
+    and of how many, before the first experiment and after each. The experiments have their own seeds and draw nothing
+    from torch's generator. Raises UsageError for an id that is not in the ledger.
+    """
+    ids = (ids,) if isinstance(ids, str) else ids
+    wanted = [CLAIMS[name] for name in dict.fromkeys(CLAIMS if ids is None else ids)]
+    say = progress or (lambda done, total: None)
+    measured: list[MeasuredClaim] = []
+    say(0, len(wanted))
+    # The caller's settings for gradients and mixed precision are not the experiments'.
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        for claim in wanted:
+            measured.append(MeasuredClaim(claim=claim, measurements=tuple(claim.measure())))
+            say(len(measured), len(wanted))
+    return Ledger(tool=f"evenkeel {version('evenkeel')}", torch=torch.__version__, claims=tuple(measured))

@@ -1,0 +1,297 @@
+"""Claims on what softmax gives: amplification, shift invariance, positive values, peaks (C20, C22, C41, C43)."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from .. import functional as F
+from ._claim import Bound, Claim, Measurement, Text
+from ._documents import sentences_of
+
+_VOCABULARY = 128_256
+_FORMATS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+Softmax = Callable[[Tensor], Tensor]
+
+
+def _ours(logits: Tensor) -> Tensor:
+    return F.softmax(logits, dim=-1)
+
+
+def _torchs(logits: Tensor) -> Tensor:
+    return torch.softmax(logits, -1)
+
+
+_IMPLEMENTATIONS: dict[str, Softmax] = {"torch": _torchs, "evenkeel": _ours}
+
+
+def _logits(count: int, spread: float, rows: int = 1) -> Tensor:
+    """Normal logits of a standard deviation of `spread`, (rows, count), float32."""
+    return spread * torch.randn(rows, count, generator=torch.Generator().manual_seed(0))
+
+
+def _amplification() -> Iterator[Measurement]:
+    pair = _ours(torch.tensor([10.0, 5.0], dtype=torch.float64))
+    yield Measurement("logits_10_and_5.ratio", (pair[0] / pair[1]).item(), "ratio")
+    logits = _logits(_VOCABULARY, 4.0)
+    order = logits[0].argsort()
+    for name, softmax in _IMPLEMENTATIONS.items():
+        weights = softmax(logits)[0]
+        yield Measurement(f"{name}.sum_error", abs(weights.double().sum().item() - 1), "1")
+        yield Measurement(f"{name}.smallest_weight", weights.min().item(), "1")
+        falls = (weights[order].diff() < 0).double().mean().item()
+        yield Measurement(f"{name}.order_violations", falls, "share")
+
+
+C20 = Claim(
+    id="C20",
+    statement=Text(
+        en="Softmax gives positive values that sum to 1 and amplifies differences: logits 10 and 5 become about 150 to "
+        "1.",
+        es="La softmax da valores positivos que suman 1 y amplifica las diferencias: los logits 10 y 5 pasan a ser "
+        "unos 150 a 1.",
+        pt="A softmax dá valores positivos que somam 1 e amplifica as diferenças: os logits 10 e 5 passam a ser cerca "
+        "de 150 para 1.",
+    ),
+    passages=sentences_of("softmax", 1, 2, 10),
+    method=Text(
+        en="The ratio for logits 10 and 5; over 128,256 logits from N(0, 4²) in float32, the error of the sum, the "
+        "smallest weight, and whether a larger logit ever gets a smaller weight.",
+        es="La razón para los logits 10 y 5; con 128 256 logits de N(0, 4²) en float32, el error de la suma, el peso "
+        "menor y si alguna vez un logit mayor recibe un peso menor.",
+        pt="A razão para os logits 10 e 5; com 128.256 logits de N(0, 4²) em float32, o erro da soma, o menor peso e "
+        "se alguma vez um logit maior recebe um peso menor.",
+    ),
+    measure=_amplification,
+    criterion=(
+        Bound(measurement="logits_10_and_5.ratio", low=140.0, high=160.0),
+        *(
+            bound
+            for name in _IMPLEMENTATIONS
+            for bound in (
+                Bound(measurement=f"{name}.sum_error", high=1e-4),
+                Bound(measurement=f"{name}.smallest_weight", low=torch.finfo(torch.float32).tiny),
+                Bound(measurement=f"{name}.order_violations", high=0.0),
+            )
+        ),
+    ),
+    ops=("softmax",),
+    source="e⁵ = 148.4, by definition",
+)
+
+
+def _fused_attention(logits: Tensor) -> Tensor:
+    """The weights of torch's fused attention: scores are the logits, values an identity matrix."""
+    count = logits.shape[-1]
+    query, key = torch.ones(1, 1, 1, 1), logits.reshape(1, 1, count, 1)
+    weights = torch.nn.functional.scaled_dot_product_attention(query, key, torch.eye(count)[None, None], scale=1.0)
+    return weights.reshape(count)
+
+
+def _production_softmaxes() -> Iterator[tuple[str, Softmax]]:
+    """Every softmax that is installed here; scipy's and jax's are tried where there is one."""
+    yield "torch", _torchs
+    yield "torch_log_softmax", lambda logits: torch.log_softmax(logits, -1).exp()
+    yield "torch_fused_attention", _fused_attention
+    yield "evenkeel", _ours
+    for package, module in (("scipy", "scipy.special"), ("jax", "jax.nn")):
+        if importlib.util.find_spec(package) is not None:
+            outside = importlib.import_module(module).softmax
+            yield package, lambda logits, outside=outside: torch.tensor([float(x) for x in outside(logits.numpy())])
+
+
+def _overflow_from(dtype: torch.dtype) -> float:
+    """The smallest value of a format whose exponential is infinite, by bisection."""
+    low, high = 0.0, 1024.0
+    while True:
+        middle = torch.tensor((low + high) / 2, dtype=torch.float64).to(dtype).item()
+        if middle in (low, high):
+            return high
+        low, high = (low, middle) if torch.tensor(middle, dtype=dtype).exp().isinf() else (middle, high)
+
+
+def _stability() -> Iterator[Measurement]:
+    for name, dtype in _FORMATS.items():
+        yield Measurement(f"{name}.exp_overflows_from", _overflow_from(dtype), "logit")
+    moderate = _logits(1000, 4.0).double()
+    change = F.naive_softmax(moderate, dim=-1) / F.naive_softmax(moderate - moderate.max(), dim=-1) - 1
+    yield Measurement("subtracting_the_maximum.relative_change", change.abs().max().item(), "1")
+    large = torch.tensor([1000.0, 999.0, 0.0, -1000.0])
+    expected = torch.tensor([1.0, math.exp(-1), 0.0, 0.0]) / (1 + math.exp(-1))
+
+    def survives(softmax: Softmax) -> float:
+        return float(bool(torch.allclose(softmax(large), expected, rtol=1e-5, atol=0)))
+
+    yield Measurement("by_definition.survives", survives(lambda logits: F.naive_softmax(logits, dim=-1)), "1 = yes")
+    survivors = []
+    for name, softmax in _production_softmaxes():
+        survivors.append(survives(softmax))
+        yield Measurement(f"{name}.survives", survivors[-1], "1 = yes")
+    yield Measurement("implementations", float(len(survivors)), "count")
+    yield Measurement("implementations.survivors", sum(survivors) / len(survivors), "share")
+
+
+C22 = Claim(
+    id="C22",
+    statement=Text(
+        en="exp overflows for large logits; subtracting the maximum cures that without changing the result, and every "
+        "production softmax does it.",
+        es="exp se desborda con logits grandes; restar el máximo lo remedia sin cambiar el resultado, y toda softmax "
+        "de producción lo hace.",
+        pt="exp estoura com logits grandes; subtrair o máximo resolve isso sem mudar o resultado, e toda softmax de "
+        "produção faz isso.",
+    ),
+    passages=sentences_of("softmax", 17, 18, 19, 20),
+    method=Text(
+        en="The logit from which exp is infinite in each format; by how much subtracting the maximum changes the "
+        "definition in float64; and which installed implementations give the right answer for logits up to 1000 "
+        "(torch, its fused attention, evenkeel, and scipy and jax where installed).",
+        es="El logit a partir del cual exp es infinito en cada formato; cuánto cambia la definición en float64 al "
+        "restar el máximo; y qué implementaciones instaladas aciertan con logits de hasta 1000 (torch, su atención "
+        "fusionada, evenkeel, y scipy y jax si están instalados).",
+        pt="O logit a partir do qual exp é infinito em cada formato; quanto a subtração do máximo muda a definição em "
+        "float64; e quais implementações instaladas acertam com logits de até 1000 (torch, sua atenção fundida, "
+        "evenkeel, e scipy e jax se instalados).",
+    ),
+    measure=_stability,
+    criterion=(
+        Bound(measurement="float32.exp_overflows_from", high=89.0),
+        Bound(measurement="bfloat16.exp_overflows_from", high=89.5),
+        Bound(measurement="float16.exp_overflows_from", high=11.2),
+        Bound(measurement="by_definition.survives", high=0.0),
+        Bound(measurement="subtracting_the_maximum.relative_change", high=1e-13),
+        Bound(measurement="implementations.survivors", low=1.0),
+        Bound(measurement="implementations", low=3.0, role="noise"),
+    ),
+    ops=("softmax", "naive_softmax"),
+    source="log of each format's largest number: 88.72 in float32, 11.09 in float16; Blanchard, Higham and Higham 2021",
+)
+
+
+_SPREADS = {"tenth": 0.1, "one": 1.0, "four": 4.0, "ten": 10.0}
+
+
+def _peaks() -> Iterator[Measurement]:
+    for name, spread in _SPREADS.items():
+        weights = _ours(_logits(1000, spread, rows=256))
+        entropy = -torch.xlogy(weights, weights).sum(-1).mean().item()
+        yield Measurement(f"spread_{name}.largest_weight", weights.amax(-1).mean().item(), "share")
+        yield Measurement(f"spread_{name}.entropy_share", entropy / math.log(weights.shape[-1]), "share of log n")
+
+
+C41 = Claim(
+    id="C41",
+    statement=Text(
+        en="Softmax by its nature gives peaked distributions rather than uniform ones, and so makes models confident.",
+        es="La softmax da por naturaleza distribuciones picudas y no uniformes, y por eso los modelos son confiados.",
+        pt="A softmax dá por natureza distribuições concentradas e não uniformes, e por isso os modelos são "
+        "confiantes.",
+    ),
+    passages=sentences_of("softmax", 11),
+    method=Text(
+        en="The largest weight and the entropy for 1000 normal logits of standard deviation 0.1, 1, 4 and 10.",
+        es="El peso mayor y la entropía con 1000 logits normales de desviación típica 0.1, 1, 4 y 10.",
+        pt="O maior peso e a entropia com 1000 logits normais de desvio padrão 0.1, 1, 4 e 10.",
+    ),
+    measure=_peaks,
+    criterion=(
+        Bound(measurement="spread_ten.largest_weight", low=0.5),
+        Bound(
+            measurement="spread_one.largest_weight",
+            low=0.5,
+            role="caveat",
+            otherwise=Text(
+                en="Only if the logits are far apart. With a standard deviation of 1 the same function is close to "
+                "uniform: the confidence comes from the scale of the logits that the model has learned.",
+                es="Solo si los logits están muy separados. Con una desviación típica de 1 la misma función es casi "
+                "uniforme: la confianza viene de la escala de los logits que el modelo ha aprendido.",
+                pt="Só se os logits estiverem bem separados. Com desvio padrão 1 a mesma função é quase uniforme: a "
+                "confiança vem da escala dos logits que o modelo aprendeu.",
+            ),
+        ),
+    ),
+    ops=("softmax",),
+    source="the entropy of softmax(s·z) falls steadily with s; Guo et al. 2017 on confidence and temperature",
+)
+
+
+def _zero_from_gap(softmax: Softmax, dtype: torch.dtype) -> float:
+    """The smallest gap below the maximum, to 1/64, from which on a weight is exactly 0."""
+    gaps = (torch.arange(1, 64 * 1024 + 1, dtype=torch.float64) / 64).to(dtype)
+    weights = softmax(torch.stack([torch.zeros_like(gaps), -gaps], -1))[:, 1]
+    positive = weights.nonzero()
+    first = 0 if positive.numel() == 0 else int(positive.max()) + 1
+    return math.inf if first == gaps.numel() else gaps[first].item()
+
+
+def _positivity() -> Iterator[Measurement]:
+    pair = torch.tensor([0.0, -1000.0], dtype=torch.float64)
+    yield Measurement("log_weight_at_gap_1000", torch.log_softmax(pair, -1)[1].item(), "nats")
+    for name, softmax in _IMPLEMENTATIONS.items():
+        for dtype_name, dtype in _FORMATS.items():
+            yield Measurement(f"{name}.{dtype_name}.zero_from_gap", _zero_from_gap(softmax, dtype), "logit")
+    logits = _logits(_VOCABULARY, 4.0)
+    for dtype_name in ("float32", "bfloat16", "float16"):
+        weights = _torchs(logits.to(_FORMATS[dtype_name]))
+        share = (weights == 0).double().mean().item()
+        yield Measurement(f"torch.{dtype_name}.zero_share_of_vocabulary", share, "share")
+
+
+C43 = Claim(
+    id="C43",
+    statement=Text(
+        en="Softmax makes every value positive.",
+        es="La softmax vuelve positivos todos los valores.",
+        pt="A softmax torna positivos todos os valores.",
+    ),
+    passages=sentences_of("softmax", 1),
+    method=Text(
+        en="The gap below the largest logit from which the weight is exactly 0, in each format; the logarithm of the "
+        "weight at a gap of 1000; and the share of zeros among 128,256 logits from N(0, 4²).",
+        es="La distancia al logit mayor a partir de la cual el peso es exactamente 0, en cada formato; el logaritmo "
+        "del peso a distancia 1000; y la proporción de ceros entre 128 256 logits de N(0, 4²).",
+        pt="A distância ao maior logit a partir da qual o peso é exatamente 0, em cada formato; o logaritmo do peso à "
+        "distância 1000; e a proporção de zeros entre 128.256 logits de N(0, 4²).",
+    ),
+    measure=_positivity,
+    criterion=(
+        Bound(measurement="log_weight_at_gap_1000", low=-1001.0, high=-999.0),
+        Bound(
+            measurement="torch.float32.zero_from_gap",
+            low=1000.0,
+            role="caveat",
+            otherwise=Text(
+                en="True of real numbers; in floating point a weight far enough below the largest is exactly 0 "
+                "(float32: 104 below). Its logarithm stays finite: work with log-softmax.",
+                es="Cierto en números reales; en coma flotante un peso lo bastante por debajo del mayor es exactamente "
+                "0 (float32: 104 por debajo). Su logaritmo sigue siendo finito: conviene usar log-softmax.",
+                pt="Verdade em números reais; em ponto flutuante um peso bem abaixo do maior é exatamente 0 (float32: "
+                "104 abaixo). Seu logaritmo continua finito: convém usar log-softmax.",
+            ),
+        ),
+        Bound(
+            measurement="torch.float16.zero_share_of_vocabulary",
+            high=0.01,
+            role="caveat",
+            otherwise=Text(
+                en="In fp16 most weights of a large vocabulary are exactly 0 already at ordinary logits.",
+                es="En fp16 la mayoría de los pesos de un vocabulario grande ya son exactamente 0 con logits "
+                "corrientes.",
+                pt="Em fp16 a maioria dos pesos de um vocabulário grande já é exatamente 0 com logits comuns.",
+            ),
+        ),
+    ),
+    ops=("softmax", "log_softmax"),
+    source="the smallest number of each format: log 2⁻¹⁴⁹ = −103.28 in float32, half of it still rounds up",
+)
