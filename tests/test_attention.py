@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from evenkeel.reference.attention import attention as reference
 
 TOLERANCES = {  # of the largest value: rounding of the result, and of sums over the keys
     torch.float64: 1e-13,
-    torch.float32: 2e-6,
+    torch.float32: 4e-6,
     torch.float16: 2**-10,
     torch.bfloat16: 2**-7,
 }
@@ -117,13 +118,16 @@ class Case:
 
 
 def assert_close(found: list[Tensor], expected: list[Tensor], dtype: torch.dtype = torch.float32) -> None:
-    """Each tensor within the tolerance of its dtype, as a share of the largest value or of 1."""
+    """Each tensor within the tolerance of its dtype, as a share of the largest value or of 1.
+
+    Twice that for gradients to sinks and masks, which sum over queries and over what a result lost when it was rounded.
+    """
     for place, (own, exact) in enumerate(zip(found, expected, strict=True)):
         assert own.dtype == dtype or place > 3, (place, own.dtype)
         assert own.shape == exact.shape
         if own.numel():
-            bound = TOLERANCES[dtype] * max(1.0, float(exact.abs().max()))
-            error = (own.double() - exact.double()).abs().max()
+            bound = TOLERANCES[dtype] * (2 if place > 3 else 1) * max(1.0, float(exact.detach().abs().max()))
+            error = (own.double() - exact.detach()).abs().max()
             assert float(error) <= bound, (place, float(error), bound)
 
 
@@ -147,9 +151,7 @@ def test_reference_of_options_by_hand():
 
     scores = torch.tensor([2.0, 1.0], dtype=torch.float64)
     torch.testing.assert_close(weights(softcap=1.5), (1.5 * (scores / 1.5).tanh()).softmax(0))
-    torch.testing.assert_close(
-        weights(sinks=torch.tensor([3.0])), scores.exp() / (scores.exp().sum() + 3 * 0 + 20.085536923187668)
-    )
+    torch.testing.assert_close(weights(sinks=torch.tensor([3.0])), scores.exp() / (scores.exp().sum() + math.exp(3.0)))
     torch.testing.assert_close(weights(window=1), torch.tensor([1.0, 0.0], dtype=torch.float64))
     torch.testing.assert_close(weights(normalizer="sigmoid"), 1 / (1 + 2 * (-scores).exp()))
 
@@ -234,12 +236,11 @@ def test_dtypes(dtype: torch.dtype, options: dict[str, Any]):
 
 
 @pytest.mark.parametrize(
-    "form", ["float", "float 1111", "float hq1", "float qk", "float k", "float b11k", "float 1hqk"]
+    "form", ["float", "float 1111", "float 1hq1", "float qk", "float k", "float b11k", "float 1hqk"]
 )
 @pytest.mark.parametrize("options", [{}, {"softcap": 1.5, "causal": True}, {"normalizer": "sigmoid"}], ids=named)
 def test_gradients_to_masks(form: str, options: dict[str, Any]):
     """Of every shape that broadcasts."""
-    form = form.replace("hq1", "1hq1").replace("qk", "qk") if form == "float hq1" else form
     case = Case(mask=form, to_mask=True, **options)
     found, expected = case.found(), case.expected()
     hidden = case.options["mask"] == -torch.inf
@@ -428,7 +429,10 @@ WRONG: dict[str, Callable[[Case], Tensor]] = {
         case.query, case.key.repeat(1, 2, 1, 1), case.value.repeat(1, 2, 1, 1), **case.options
     ),
     "aligned bottom-right": lambda case: attention(
-        F.pad(case.query, (0, 0, 5, 0)), case.key, case.value, **case.options
+        F.pad(case.query, (0, 0, 5, 0)),
+        case.key,
+        case.value,
+        **case.options | {"mask": F.pad(case.options["mask"], (0, 0, 5, 0))},
     )[:, :, 5:],
     "cap after the mask": lambda case: with_softcap(
         case, mask=(2 * (case.options["mask"] / 2).tanh()).masked_fill(case.options["mask"].isinf(), -torch.inf)
@@ -474,7 +478,7 @@ print((kibibytes("VmHWM") - before) * 1024 / (query.numel() * query.element_size
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of resident memory from /proc")
 def test_memory_is_linear_in_the_length():
-    """Forward and backward at 8,192 tokens: less than 16 times the query; one matrix of scores is 128 times the query."""
+    """Forward and backward at 8,192 tokens: less than 16 times the query; one matrix of scores is 128 times it."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert 0 < float(done.stdout) < 16
 

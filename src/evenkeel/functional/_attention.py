@@ -1,4 +1,4 @@
-"""Attention with all its options, exact: torch's fused kernel where that has them, tiles in O(length) memory elsewhere."""
+"""Attention with all its options, exact: torch's fused kernel where it has them, else tiles in O(length) memory."""
 
 from __future__ import annotations
 
@@ -166,8 +166,19 @@ class _Attention(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        return _attend(*inputs)
+    def forward(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        sinks: Tensor | None,
+        scale: float,
+        softcap: float | None,
+        before: int,
+        after: int,
+        sigmoid: bool,
+    ) -> tuple[Tensor, Tensor]:
+        return _attend(query, key, value, mask, sinks, scale, softcap, before, after, sigmoid)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -178,16 +189,32 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         to_mask, to_sinks = ctx.needs_input_grad[3:5]
-        *found, mask, sinks = _AttentionBackward.apply(gradients[0], *ctx.saved_tensors, to_mask, *ctx.options)
-        return *found, mask if to_mask else None, sinks if to_sinks else None, *(None for _ in ctx.options)
+        found = _AttentionBackward.apply(gradients[0], *ctx.saved_tensors, to_mask, *ctx.options)
+        return *found[:3], found[3] if to_mask else None, found[4] if to_sinks else None, None, None, None, None, None
 
 
 class _AttentionBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        return _attend_backward(*inputs)
+    def forward(
+        gradient: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        sinks: Tensor | None,
+        output: Tensor,
+        logsumexp: Tensor,
+        to_mask: bool,
+        scale: float,
+        softcap: float | None,
+        before: int,
+        after: int,
+        sigmoid: bool,
+    ) -> tuple[Tensor, ...]:
+        saved = (mask, sinks, output, logsumexp, to_mask)
+        return _attend_backward(gradient, query, key, value, *saved, scale, softcap, before, after, sigmoid)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -196,22 +223,17 @@ class _AttentionBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, query, key, value, mask, sinks = ctx.saved_tensors
-        places = [0, 1, 2] + [3] * ctx.to_mask + [4] * (sinks is not None)
-        fixed: list[Any] = [query, key, value, mask, sinks]
+        gradient, *inputs = ctx.saved_tensors
+        places = [0, 1, 2] + [3] * ctx.to_mask + [4] * (inputs[4] is not None)
 
         def slopes(gradient: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
             def attended(*tensors: Tensor) -> Tensor:
-                inputs = list(fixed)
-                for place, tensor in zip(places, tensors, strict=True):
-                    inputs[place] = tensor
-                return dense_attention(*inputs, *ctx.options)
+                own = dict(zip(places, tensors, strict=True))
+                return dense_attention(*(own.get(place, item) for place, item in enumerate(inputs)), *ctx.options)
 
             return torch.func.vjp(attended, *tensors)[1](gradient)
 
-        pull = torch.func.vjp(slopes, gradient, *(fixed[place] for place in places))[1]
+        pull = torch.func.vjp(slopes, gradient, *(inputs[place] for place in places))[1]
         first, *found = pull(tuple(gradients[place] for place in places))
-        second: list[Tensor | None] = [None] * 5
-        for place, tensor in zip(places, found, strict=True):
-            second[place] = tensor
-        return first, *second, None, None, None, *(None for _ in ctx.options)
+        second = dict(zip(places, found, strict=True))
+        return first, *(second.get(place) for place in range(5)), *(None for _ in range(8))

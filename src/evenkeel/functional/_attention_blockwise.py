@@ -44,7 +44,7 @@ def attend(
                 total = rows.new_zeros(rows.shape[:2], dtype=torch.float64)
             else:
                 own = grouped_sinks[place.batch, place.heads].unsqueeze(2)
-                maximum = own.expand(*shape[:2], rows.shape[1] // group[1]).flatten(1).contiguous()
+                maximum = own.expand(*shape[:2], rows.shape[1] // group[1]).flatten(1).clone()
                 total = torch.ones_like(maximum, dtype=torch.float64)
             for keys in scores.keys_seen(place.queries):
                 tile = scores.tile(place, rows, keys, memory)

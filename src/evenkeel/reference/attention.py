@@ -28,6 +28,8 @@ def attention(
     if mask is not None:
         mask = mask.expand(batch, heads, queries, keys)
 
+    nothing = 0 * (query.sum() + key.sum() + value.sum())  # a zero that autograd knows
+
     def sees(b: int, h: int, i: int, j: int) -> bool:
         if (causal and j > i) or (window is not None and abs(i - j) >= window):
             return False
@@ -36,7 +38,7 @@ def attention(
     def attended(b: int, h: int, i: int) -> Tensor:
         seen = [j for j in range(keys) if sees(b, h, i, j)]
         if not seen:
-            return value.new_zeros(value.shape[3]) + 0 * (query.sum() + key.sum() + value.sum())
+            return nothing.expand(value.shape[3])
         own = h // (heads // key_heads)
         scores = scale * (key[b, own, seen] @ query[b, h, i])
         if softcap is not None:
@@ -53,7 +55,7 @@ def attention(
 
     rows = [attended(b, h, i) for b in range(batch) for h in range(heads) for i in range(queries)]
     shape = (batch, heads, queries, value.shape[3])
-    return torch.stack(rows).view(shape) if rows else value.new_zeros(shape)
+    return torch.stack(rows).view(shape) if rows else nothing.expand(shape)
 
 
 def attention_scores(query: Tensor, key: Tensor, *, scale: float, mask: Tensor | None = None) -> Tensor:
