@@ -226,7 +226,8 @@ class _LogSoftmaxBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        (logs, g), second, p = ctx.saved_tensors, gradients[0], ctx.saved_tensors[0].exp()
+        (logs, g), second = ctx.saved_tensors, gradients[0]
+        p = logs.exp()
         to_logs = -p * g.sum(-1, keepdim=True) * second / ctx.temperature
         to_gradient = (second - (p * second).sum(-1, keepdim=True)) / ctx.temperature
         return to_logs, to_gradient, None
@@ -292,7 +293,7 @@ def _visible_rows(logits: Tensor, dim: int, temperature: float, mask: Tensor | N
             )
         if not _broadcasts(mask.shape, logits.shape):
             raise UsageError(
-                f"mask has shape {tuple(mask.shape)} and logits {tuple(logits.shape)}; the mask must broadcast to the logits"
+                f"mask has shape {tuple(mask.shape)} and logits {tuple(logits.shape)}; it must broadcast to them"
             )
         logits = torch.where(mask, logits, -torch.inf)
     return logits.movedim(dim, -1)
@@ -355,8 +356,8 @@ def softmax_statistics(
     """Log-sum-exp, entropy and participation of softmax(logits/T), from one pass after the maximum's.
 
     With z = (x − max)/T: entropy = log Σe^z − Σz·e^z / Σe^z, participation = (Σe^z)² / Σe^2z; no probability is stored.
-    logits, temperature and mask as in `softmax`. Results are float32 (float64 for float64), of the logits' shape without
-    `dim`; where nothing is visible entropy and participation are 0.
+    logits, temperature and mask as in `softmax`. Results are float32 (float64 for float64), of the logits'
+    shape without `dim`; where nothing is visible entropy and participation are 0.
     Raises UsageError as `softmax` does. Source: Shannon 1948; the participation ratio of Bell and Dean 1970.
     """
     if has_torch_function_unary(logits):

@@ -1,7 +1,7 @@
 """The softmax family by definition, in float64 and along the last dimension: slow, obvious, the oracle.
 
-Every function takes logits (..., V), a temperature and a bool mask broadcastable to them, True where visible. Shifting by
-the maximum is exact in what it stands for, and its error is below (V + 4)·2^-53 of a probability.
+Every function takes logits (..., V), a temperature and a bool mask broadcastable to them, True where visible. A
+probability is off by less than (V + |x|)·2^-52 of its value.
 """
 
 from __future__ import annotations

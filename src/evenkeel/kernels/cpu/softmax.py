@@ -1,10 +1,10 @@
 """The softmax family over contiguous rows: the maximum, then exponentials and their sums, then the results.
 
-Numerics. Rows are scaled by a power of two and not shifted by their maximum, since x − max is off by as much as x is
-large: x·log2(e)/T = k + f, with f exact to 2^-26 by two fused products; 2^f is a polynomial off by less than 3e-9, and
-k − anchor goes into the exponent, where the anchor lies _HEADROOM below the maximum's k. Sums run in float32 over _BLOCK
-elements and in float64 from there. A probability is off by less than 5e-7 of its value at any row length, subnormals
-included; −inf and all that lies 2^-172 below the maximum is 0.
+Numerics. A row is scaled by a power of two instead of shifted by its maximum, because x − max is rounded at the size of
+x: x·log2(e)/T = k + f, with f exact to 2^-26 by two fused products; 2^f is a polynomial off by less than 3e-9; and
+k − anchor goes into the exponent, where the anchor lies _HEADROOM below the maximum's k. Sums run in float32 over
+_BLOCK elements and in float64 from there. A probability is off by less than 5e-7 of its value at any row length,
+subnormals included; −inf and all that lies 2^-172 below the maximum is 0.
 Only where |x|·log2(e)/T reaches 2^20 is the maximum subtracted, and there the difference is exact.
 """
 
@@ -55,7 +55,7 @@ def larger(typing: Any, x: Any, y: Any) -> Any:
 
 
 @inline
-def maximum(row):  # noqa: ANN001, ANN202 - numba infers types
+def maximum(row):
     """The largest element, −inf of none, NaN of any NaN."""
     top = _NOTHING
     for i in range(row.size):
