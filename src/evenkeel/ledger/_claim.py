@@ -90,7 +90,7 @@ class Claim:
 
     id: C01, C02, ...; permanent. statement: in our own words. passages: where it is said. method: what is measured.
     measure: the experiment; with seeds of its own, so that the same numbers come each time, clocks aside. criterion:
-    the bounds that give the verdict. ops: the functions it is about. source: of the fact behind it or of the experiment.
+    the bounds that give the verdict. ops: the functions it is about. source: of the fact or of the experiment.
     """
 
     id: str

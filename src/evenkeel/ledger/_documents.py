@@ -9,20 +9,24 @@ from ._claim import Passage
 
 @dataclass(frozen=True)
 class SourceDocument:
-    """A document by its own title; `languages` are those it is written in, the main one first."""
+    """A document by its own title.
+
+    languages: those it is written in, the main one first. sentences: how many its running text has.
+    """
 
     title: str
     languages: tuple[str, ...]
+    sentences: int
 
 
 DOCUMENTS = {
-    "sigmoid-es": SourceDocument("Por qué se evita la sigmoide en los LLM", ("es",)),
-    "sigmoid-en": SourceDocument("Why Sigmoid Is Avoided in LLMs", ("en",)),
+    "sigmoid-es": SourceDocument("Por qué se evita la sigmoide en los LLM", ("es",), 23),
+    "sigmoid-en": SourceDocument("Why Sigmoid Is Avoided in LLMs", ("en",), 23),
     "attention-scaling": SourceDocument(
-        "Estabilización de las Puntuaciones de Atención en los Transformadores", ("es",)
+        "Estabilización de las Puntuaciones de Atención en los Transformadores", ("es",), 23
     ),
-    "softmax": SourceDocument("Softmax", ("es", "en")),
-    "swiglu": SourceDocument("SwiGLU", ("pt", "en")),
+    "softmax": SourceDocument("Softmax", ("es", "en"), 20),
+    "swiglu": SourceDocument("SwiGLU", ("pt", "en"), 20),
 }
 
 

@@ -17,13 +17,14 @@ _VERDICTS: dict[Verdict, Text] = {
     "does not hold": Text(en="does not hold", es="no se cumple", pt="não vale"),
     "undecided": Text(en="undecided", es="sin decidir", pt="em aberto"),
 }
-_ROLES: dict[Role, Text] = {
+ROLES: dict[Role, Text] = {
     "claim": Text(en="holds only if", es="se cumple solo si", pt="só vale se"),
-    "caveat": Text(en="caveat unless", es="salvedad salvo si", pt="ressalva exceto se"),
+    "caveat": Text(en="caveat unless", es="salvedad a menos que", pt="ressalva a menos que"),
     "noise": Text(en="decided only if", es="decidible solo si", pt="decidível só se"),
 }
 _SAID = Text(en="Where it is said", es="Dónde se dice", pt="Onde se diz")
-_SENTENCES = Text(en="sentence", es="frase", pt="frase")
+_SENTENCE = Text(en="sentence", es="frase", pt="frase")
+_SENTENCES = Text(en="sentences", es="frases", pt="frases")
 _METHOD = Text(en="What is measured", es="Qué se mide", pt="O que se mede")
 _MEASURED = Text(en="Measured", es="Medido", pt="Medido")
 _CRITERION = Text(en="Criterion", es="Criterio", pt="Critério")
@@ -109,21 +110,23 @@ def said_in(claim: Claim, language: Language) -> Iterator[str]:
     """One line for each document that says it: its title and the numbers of the sentences."""
     for name in dict.fromkeys(passage.document for passage in claim.passages):
         document = DOCUMENTS[name]
-        numbers = ", ".join(str(passage.sentence) for passage in claim.passages if passage.document == name)
-        yield f"“{document.title}” ({', '.join(document.languages)}), {in_language(_SENTENCES, language)} {numbers}"
+        numbers = [str(passage.sentence) for passage in claim.passages if passage.document == name]
+        word = in_language(_SENTENCE if len(numbers) == 1 else _SENTENCES, language)
+        yield f"“{document.title}” ({', '.join(document.languages)}), {word} {', '.join(numbers)}"
 
 
 def _numbers(item: MeasuredClaim) -> Iterator[str]:
     longest = max((len(number.name) for number in item.measurements), default=0)
     for number in item.measurements:
-        yield f"{_INDENT}{number.name:{longest}}  {number.value:>10.4g}  {number.unit}"
+        unit = "" if number.unit == "1" else number.unit  # a pure number needs no unit
+        yield f"{_INDENT}{number.name:{longest}}  {number.value:>10.4g}  {unit}".rstrip()
 
 
 def _bounds(item: MeasuredClaim, language: Language) -> Iterator[str]:
     values = {number.name: number.value for number in item.measurements}
     rows = [
         (
-            in_language(_ROLES[bound.role], language),
+            in_language(ROLES[bound.role], language),
             bound.measurement,
             interval(bound),
             f"{values.get(bound.measurement, float('nan')):.4g}",

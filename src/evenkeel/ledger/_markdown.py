@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ._claim import LANGUAGES, MeasuredClaim
-from ._drawing import interval, said_in
+from ._drawing import ROLES, interval, said_in
 
 _INTRODUCTION = """\
 # The claims ledger
@@ -25,7 +25,6 @@ A verdict is computed, never written down. Every claim has bounds on what its ex
 Inside all of its bounds a claim **holds**. Sentences are counted over the running text of a document, from 1; headings,
 references and page furniture do not count. The measured column is from the machine that made this page.
 """
-_ROLES = {"claim": "holds only if", "caveat": "caveat unless", "noise": "decided only if"}
 
 
 def draw_markdown(measured: Iterable[MeasuredClaim]) -> str:
@@ -64,7 +63,7 @@ def _section(item: MeasuredClaim) -> Iterator[str]:
     for bound in claim.criterion:
         number = values[bound.measurement]
         shown = f"{number.value:.3g} {number.unit}".removesuffix(" 1").replace("|", "\\|")
-        yield f"| {_ROLES[bound.role]} | `{bound.measurement}` | {interval(bound)} | {shown} |"
+        yield f"| {ROLES[bound.role].en} | `{bound.measurement}` | {interval(bound)} | {shown} |"
     for reason in item.reasons:
         yield ""
         yield f"> {reason.en}"

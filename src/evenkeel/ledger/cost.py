@@ -53,7 +53,7 @@ def _layer(function: Pointwise) -> Callable[[], Tensor]:
 
 def _costs() -> Iterator[Measurement]:
     relu, gelu = torch.relu, torch.nn.functional.gelu
-    values = torch.randn(_ELEMENTS, generator=torch.Generator().manual_seed(0))
+    values = torch.randn(_ELEMENTS, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     with torch.no_grad():
         alone, alone_spread = _cost_ratio(lambda: gelu(values), lambda: relu(values))
         layer, layer_spread = _cost_ratio(_layer(gelu), _layer(relu))
@@ -72,7 +72,7 @@ C40 = Claim(
     id="C40",
     statement=Text(
         en="ReLU is fast and simple; GELU is smooth and has a probabilistic meaning, x·P(Z ≤ x).",
-        es="ReLU es rápida y simple; GELU es suave y tiene un sentido probabilístico, x·P(Z ≤ x).",
+        es="ReLU es rápida y sencilla; GELU es suave y tiene un sentido probabilístico, x·P(Z ≤ x).",
         pt="ReLU é rápida e simples; GELU é suave e tem um sentido probabilístico, x·P(Z ≤ x).",
     ),
     passages=sigmoid_sentences(13, 14),

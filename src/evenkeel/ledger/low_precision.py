@@ -25,7 +25,9 @@ class _Rounded(NamedTuple):
 def _rounded(dtype: torch.dtype, scale: str) -> _Rounded:
     """Scores and softmax in a 16-bit format, against float64 from the same rounded queries and keys."""
     stream = torch.Generator().manual_seed(_HEAD_DIM)
-    query, key = (torch.randn(rows, _HEAD_DIM, generator=stream).to(dtype) for rows in (_QUERIES, KEYS))
+    query, key = (
+        torch.randn(rows, _HEAD_DIM, generator=stream, dtype=torch.float32).to(dtype) for rows in (_QUERIES, KEYS)
+    )
     factor = scale_factor(scale, _HEAD_DIM)
     exact = torch.softmax(factor * (query.double() @ key.double().mT), -1)
     scores = (query @ key.mT) * factor

@@ -75,7 +75,7 @@ C01 = Claim(
 
 
 def _flow() -> Iterator[Measurement]:
-    negative = -torch.randn(2**16, generator=torch.Generator().manual_seed(0)).abs()
+    negative = -torch.randn(2**16, generator=torch.Generator().manual_seed(0), dtype=torch.float32).abs()
     for name in ("relu", "gelu", "silu"):
         share = (slope(_IN_TORCH[name], negative) == 0).double().mean().item()
         yield Measurement(f"{name}.zero_slope_share_of_negatives", share, "share")
@@ -105,7 +105,7 @@ C03 = Claim(
         "them are; the mean square of the slope under N(0, 1); and the gradient left after a plain stack of 24 "
         "layers, each over the sigmoid's.",
         es="La proporción de entradas negativas de una normal estándar cuyo gradiente es exactamente 0; la entrada por "
-        "debajo de la cual lo es siempre; la media cuadrática de la pendiente bajo N(0, 1); y el gradiente que "
+        "debajo de la cual lo es siempre; la media del cuadrado de la pendiente bajo N(0, 1); y el gradiente que "
         "queda tras una pila simple de 24 capas, ambos frente a los de la sigmoide.",
         pt="A proporção de entradas negativas de uma normal padrão cujo gradiente é exatamente 0; a entrada abaixo da "
         "qual ele sempre o é; a média do quadrado da inclinação sob N(0, 1); e o gradiente que resta após uma "

@@ -98,7 +98,7 @@ C15 = Claim(
     id="C15",
     statement=Text(
         en="Without scaling, large scores make the softmax so peaked that the gradients of most entries vanish.",
-        es="Sin escalado, las puntuaciones grandes vuelven la softmax tan picuda que los gradientes de la mayoría de "
+        es="Sin escalado, las puntuaciones grandes concentran tanto la softmax que los gradientes de la mayoría de "
         "los elementos se desvanecen.",
         pt="Sem escala, escores grandes deixam a softmax tão concentrada que os gradientes da maioria dos elementos "
         "desaparecem.",

@@ -38,7 +38,7 @@ _IMPLEMENTATIONS: dict[str, Softmax] = {"torch": _torchs, "evenkeel": _ours}
 
 def _logits(count: int, spread: float, rows: int = 1) -> Tensor:
     """Normal logits of a standard deviation of `spread`, (rows, count), float32."""
-    return spread * torch.randn(rows, count, generator=torch.Generator().manual_seed(0))
+    return spread * torch.randn(rows, count, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
 
 
 def _amplification() -> Iterator[Measurement]:
@@ -94,8 +94,9 @@ C20 = Claim(
 def _fused_attention(logits: Tensor) -> Tensor:
     """The weights of torch's fused attention: scores are the logits, values an identity matrix."""
     count = logits.shape[-1]
-    query, key = torch.ones(1, 1, 1, 1), logits.reshape(1, 1, count, 1)
-    weights = torch.nn.functional.scaled_dot_product_attention(query, key, torch.eye(count)[None, None], scale=1.0)
+    query, key = logits.new_ones(1, 1, 1, 1), logits.reshape(1, 1, count, 1)
+    values = torch.eye(count, dtype=logits.dtype)[None, None]
+    weights = torch.nn.functional.scaled_dot_product_attention(query, key, values, scale=1.0)
     return weights.reshape(count)
 
 
@@ -108,7 +109,10 @@ def _production_softmaxes() -> Iterator[tuple[str, Softmax]]:
     for package, module in (("scipy", "scipy.special"), ("jax", "jax.nn")):
         if importlib.util.find_spec(package) is not None:
             outside = importlib.import_module(module).softmax
-            yield package, lambda logits, outside=outside: torch.tensor([float(x) for x in outside(logits.numpy())])
+            yield (
+                package,
+                lambda logits, outside=outside: logits.new_tensor([float(x) for x in outside(logits.numpy())]),
+            )
 
 
 def _overflow_from(dtype: torch.dtype) -> float:
@@ -127,8 +131,8 @@ def _stability() -> Iterator[Measurement]:
     moderate = _logits(1000, 4.0).double()
     change = F.naive_softmax(moderate, dim=-1) / F.naive_softmax(moderate - moderate.max(), dim=-1) - 1
     yield Measurement("subtracting_the_maximum.relative_change", change.abs().max().item(), "1")
-    large = torch.tensor([1000.0, 999.0, 0.0, -1000.0])
-    expected = torch.tensor([1.0, math.exp(-1), 0.0, 0.0]) / (1 + math.exp(-1))
+    large = torch.tensor([1000.0, 999.0, 0.0, -1000.0], dtype=torch.float32)
+    expected = torch.tensor([1.0, math.exp(-1), 0.0, 0.0], dtype=torch.float32) / (1 + math.exp(-1))
 
     def survives(softmax: Softmax) -> float:
         return float(bool(torch.allclose(softmax(large), expected, rtol=1e-5, atol=0)))
@@ -194,9 +198,10 @@ C41 = Claim(
     id="C41",
     statement=Text(
         en="Softmax by its nature gives peaked distributions rather than uniform ones, and so makes models confident.",
-        es="La softmax da por naturaleza distribuciones picudas y no uniformes, y por eso los modelos son confiados.",
-        pt="A softmax dá por natureza distribuições concentradas e não uniformes, e por isso os modelos são "
-        "confiantes.",
+        es="La softmax da por naturaleza distribuciones concentradas y no uniformes, y por eso los modelos se muestran "
+        "tan seguros.",
+        pt="A softmax dá por natureza distribuições concentradas e não uniformes, e por isso os modelos se mostram "
+        "tão confiantes.",
     ),
     passages=sentences_of("softmax", 11),
     method=Text(
