@@ -36,7 +36,6 @@ def one_thread_and_poison() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
     yield
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)
@@ -79,7 +78,7 @@ class Case:
                 (key_heads, keys, value_dim),
             )
         )
-        self.options = options
+        self.options: dict[str, Any] = options
         self.inputs = [self.query, self.key, self.value]
         if sinks:
             self.options["sinks"] = self.normal(heads).to(dtype).requires_grad_()
@@ -301,6 +300,16 @@ def test_tall_scores(passes: str):
     assert all(bool(item.isfinite().all()) for item in found)
 
 
+@pytest.mark.parametrize("options", [{"sinks": True}, MANY], ids=named)
+@pytest.mark.parametrize("queries", [1, 20])
+def test_inputs_are_not_written_to(options: dict[str, Any], queries: int, passes: str):
+    case = Case(queries, **options)
+    tensors = [item for item in (*case.inputs, *case.options.values()) if isinstance(item, Tensor)]
+    before = [item.detach().clone() for item in tensors]
+    case.found()
+    assert all(torch.equal(item, copy) for item, copy in zip(tensors, before, strict=True))
+
+
 def test_same_on_several_threads():
     case = Case(200, 200, softcap=2.0, causal=True)
     alone = case.found()
@@ -334,7 +343,8 @@ def test_first_and_second_derivatives(options: dict[str, Any]):
 
     def call(query: Tensor, key: Tensor, value: Tensor, *more: Tensor) -> Tensor:
         names = [name for name in ("sinks", "mask") if name in given and given[name].requires_grad]
-        return attention(query, key, value, **given | dict(zip(names, more, strict=True)))
+        changed: dict[str, Any] = given | dict(zip(names, more, strict=True))
+        return attention(query, key, value, **changed)
 
     assert gradcheck(call, case.inputs)
     assert gradgradcheck(call, case.inputs)
@@ -343,19 +353,17 @@ def test_first_and_second_derivatives(options: dict[str, Any]):
 @pytest.mark.parametrize("options", DIFFERENTIABLE, ids=named)
 def test_vmap_and_grad(options: dict[str, Any]):
     """Gradients per example are those of each example alone."""
-    dtype = torch.float64
-    case = Case(5, 6, batch=3, heads=2, key_heads=1, dtype=dtype, **options)
-    shared = {name: item.detach() if isinstance(item, Tensor) else item for name, item in case.options.items()}
-    masks, sinks = shared.pop("mask", torch.ones(3, 1, 5, 6, dtype=torch.bool)), shared.pop("sinks", None)
+    case = Case(5, 6, batch=3, heads=2, key_heads=1, dtype=torch.float64, **options)
+    given: dict[str, Any] = {name: getattr(item, "data", item) for name, item in case.options.items()}
+    masks = given.pop("mask", torch.ones(3, 1, 5, 6, dtype=torch.bool))
 
     def loss(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        batch = (item[None] for item in (query, key, value))
-        return attention(*batch, mask=mask[None], sinks=sinks, **shared).square().sum()
+        return attention(query[None], key[None], value[None], mask=mask[None], **given).square().sum()
 
     inputs = [item.detach() for item in (case.query, case.key, case.value)]
-    gradient = torch.func.grad(loss, argnums=(0, 1, 2))
+    gradient: Any = torch.func.grad(loss, argnums=(0, 1, 2))
     together = torch.func.vmap(gradient)(*inputs, masks)
-    alone = [gradient(*(item[place] for item in inputs), masks[place]) for place in range(3)]
+    alone = [gradient(*(item[place] for item in (*inputs, masks))) for place in range(3)]
     for own, parts in zip(together, zip(*alone, strict=True), strict=True):
         torch.testing.assert_close(own, torch.stack(parts))
 
@@ -406,7 +414,7 @@ def test_operators_are_registered_in_order(dtype: torch.dtype, to_mask: bool):
     arguments = (case.gradient, *tensors, output, logsumexp, to_mask, *options)
     torch.library.opcheck(torch.ops.evenkeel.attention_backward.default, arguments, test_utils=tests)
     torch.library.opcheck(
-        torch.ops.evenkeel.attention_statistics.default, (*tensors[:2], tensors[3], 0.5, True), test_utils=tests
+        torch.ops.evenkeel.attention_statistics.default, (*tensors[:2], tensors[3], 0.5, 2.0, 3, 0), test_utils=tests
     )
     torch.library.opcheck(torch.ops.evenkeel.score_statistics.default, (tensors[3], None), test_utils=tests)
 
@@ -415,7 +423,8 @@ def test_operators_are_registered_in_order(dtype: torch.dtype, to_mask: bool):
 
 
 def with_softcap(case: Case, **changed: Any) -> Tensor:
-    return attention(case.query, case.key, case.value, **case.options | changed)
+    options: dict[str, Any] = case.options | changed
+    return attention(case.query, case.key, case.value, **options)
 
 
 WRONG: dict[str, Callable[[Case], Tensor]] = {

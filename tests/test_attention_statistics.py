@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evenkeel.errors import UsageError
+from evenkeel.functional import _attention_statistics as statistics
 from evenkeel.functional import attention_statistics, score_statistics
 from evenkeel.instruments.attention import AttentionInstrument
+from evenkeel.kernels import attention as torch_passes
 from evenkeel.reference.attention import attention_scores, head_statistics, row_statistics
 from evenkeel.tracing.events import AttentionEvent
 
@@ -234,6 +237,45 @@ def test_rows_of_every_statistic():
     for name, values in exact.items():
         torch.testing.assert_close(found[name], values, rtol=2e-5, atol=2e-5, msg=name)
         assert not found[name][0, :, 7].any()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("options", [{"softcap": 2.0}, {"window": 30}, {"softcap": 2.0, "window": 1}], ids=str)
+def test_softcap_and_window(options: dict[str, Any], causal: bool):
+    """A cap bends the scores before the mask; a window hides keys on both sides."""
+    query, key, scale = made(200, 150, largest=10.0)
+    bias = torch.randn(150, generator=torch.Generator().manual_seed(1))
+    distance = torch.arange(150) - torch.arange(200)[:, None]
+    visible = distance.abs() < options.get("window", 1000)
+    visible &= (distance <= 0) | (not causal)
+    scores, cap = attention_scores(query, key, scale=scale), options.get("softcap", 1e9)
+    exact = row_statistics(cap * (scores / cap).tanh() + bias, visible)
+    found = asdict(attention_statistics(query, key, scale=scale, causal=causal, mask=bias, **options))
+    for name, values in exact.items():
+        torch.testing.assert_close(found[name], values, rtol=2e-5, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("length", [300, 5000])
+def test_entropy_to_the_last_digits(length: int):
+    """Relative to the definition, at the scale that a layer has when it is made."""
+    query, key, _ = made(length, length, batch=1)
+    query = query[:, :, -40:]
+    found = attention_statistics(query, key, scale=0.25)
+    exact = row_statistics(attention_scores(query, key, scale=0.25), torch.tensor(True))
+    assert float((found.entropy / exact["entropy"] - 1).abs().max()) < 1e-6
+    assert float((found.logsumexp - exact["logsumexp"]).abs().max()) < 2e-6
+
+
+@pytest.mark.parametrize("passes", ["numba", "torch"])
+def test_running_maximum_over_several_tiles(passes: str, monkeypatch: pytest.MonkeyPatch):
+    """Keys that grow with their position raise the maximum from tile to tile; both row passes give the same."""
+    if passes == "torch":
+        monkeypatch.setattr(statistics, "passes_for", lambda *tensors: torch_passes)
+    query, key, scale = made(3, 7000)
+    key *= torch.linspace(0.1, 40, 7000)[:, None]
+    found = asdict(attention_statistics(query, key, scale=scale))
+    for name, values in row_statistics(attention_scores(query, key, scale=scale), torch.tensor(True)).items():
+        torch.testing.assert_close(found[name], values, rtol=2e-5, atol=2e-5, msg=name)
 
 
 # --- wrong variants must be caught -------------------------------------------------------------------------------

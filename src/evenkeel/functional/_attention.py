@@ -107,19 +107,23 @@ def _is_fused(query: Tensor, value: Tensor, mask: Tensor | None) -> bool:
     return mask is None or not mask.requires_grad
 
 
+def _fitting(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    if not query.dim() == key.dim() == value.dim() == 4:
+        return False
+    (batch, heads, _, head_dim), (_, key_heads, keys, _) = query.shape, key.shape
+    if key.shape != (batch, key_heads, keys, head_dim) or value.shape[:3] != key.shape[:3]:
+        return False
+    return heads % key_heads == 0 if key_heads else heads == 0
+
+
 def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sinks: Tensor | None) -> None:
-    shapes = [tuple(tensor.shape) for tensor in (query, key, value)]
-    fitting = all(len(shape) == 4 for shape in shapes)
-    if fitting:
-        (batch, heads, queries, dim), (_, key_heads, keys, _), _ = shapes
-        fitting = shapes[1] == (batch, key_heads, keys, dim) and shapes[2][:3] == (batch, key_heads, keys)
-        fitting = fitting and heads % max(1, key_heads) == 0 and (key_heads > 0 or heads == 0)
-    if not fitting:
+    if not _fitting(query, key, value):
         raise UsageError(
-            f"query has shape {shapes[0]}, key {shapes[1]} and value {shapes[2]}; they must be (batch, heads, queries, "
-            "head_dim), (batch, key_heads, keys, head_dim) and (batch, key_heads, keys, value_dim), heads a multiple "
-            "of key_heads"
+            f"query has shape {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)}; they must "
+            "be (batch, heads, queries, head_dim), (batch, key_heads, keys, head_dim) and (batch, key_heads, keys, "
+            "value_dim), heads a multiple of key_heads"
         )
+    batch, heads, queries, keys = *query.shape[:3], key.shape[2]
     if not query.is_floating_point() or not query.dtype == key.dtype == value.dtype:
         raise UsageError(
             f"query, key and value are {query.dtype}, {key.dtype} and {value.dtype}; they must be of one floating "
@@ -223,12 +227,13 @@ class _AttentionBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, *inputs = ctx.saved_tensors
+        gradient, *saved = ctx.saved_tensors
+        inputs: list[Any] = saved
         places = [0, 1, 2] + [3] * ctx.to_mask + [4] * (inputs[4] is not None)
 
         def slopes(gradient: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
             def attended(*tensors: Tensor) -> Tensor:
-                own = dict(zip(places, tensors, strict=True))
+                own: dict[int, Any] = dict(zip(places, tensors, strict=True))
                 return dense_attention(*(own.get(place, item) for place, item in enumerate(inputs)), *ctx.options)
 
             return torch.func.vjp(attended, *tensors)[1](gradient)

@@ -95,8 +95,8 @@ def attend_backward(
         taken = (sinks.detach().double().unsqueeze(2) - logsumexp).exp()
         to_sinks = -(taken * mean_slope).sum(2).to(sinks.dtype)
     grouped = [tensor.unflatten(1, group) for tensor in (slopes, logsumexp, mean_slope)]
-    to_query, to_key, to_value = (torch.zeros_like(tensor) for tensor in (scores.query, scores.key, values))
-    to_bias = None if mask is None or not to_mask else torch.zeros_like(mask, dtype=values.dtype)
+    to_query, to_key, to_value = (_zeros(tensor) for tensor in (scores.query, scores.key, values))
+    to_bias = None if mask is None or not to_mask else _zeros(mask.to(values.dtype))
     passes = passes_for(scores.query) if to_bias is None else torch_passes
     offset = -math.log(max(1, key.shape[2]))
 
@@ -124,9 +124,9 @@ def attend_backward(
             to_query[place.batch, place.heads, :, place.queries] = found.unflatten(1, (group[1], -1))
 
     over(scores.places(whole=True), passes, work)
-    to_query = to_query.flatten(1, 2)
-    results = (tensor.to(query.dtype).contiguous() for tensor in (to_query, to_key, to_value))
-    return *results, query.new_empty(0) if to_bias is None else to_bias.to(mask.dtype), to_sinks
+    to_mask_or_none = query.new_empty(0) if mask is None or to_bias is None else to_bias.to(mask.dtype)
+    dtype = query.dtype
+    return to_query.flatten(1, 2).to(dtype), to_key.to(dtype), to_value.to(dtype), to_mask_or_none, to_sinks
 
 
 def shaped_backward(
@@ -136,6 +136,10 @@ def shaped_backward(
     tensors = (query, key, value, mask if rest[2] else None, sinks)
     empty = [query.new_empty(0) if item is None else item.new_empty(item.shape) for item in tensors]
     return empty[0], empty[1], empty[2], empty[3], empty[4]
+
+
+def _zeros(like: Tensor) -> Tensor:
+    return torch.zeros_like(like, memory_format=torch.contiguous_format)
 
 
 def _add_to_mask(to_mask: Tensor, bias: Tensor, place: Place, keys: slice) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,14 +57,22 @@ class AttentionStatistics:
 
 
 def attention_statistics(
-    query: Tensor, key: Tensor, *, scale: float, causal: bool = False, mask: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    *,
+    scale: float,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    softcap: float | None = None,
+    window: int | None = None,
 ) -> AttentionStatistics:
-    """Entropy, maximum, participation and the like of softmax(scale·q kᵀ + mask), in one blockwise pass.
+    """Entropy, maximum, participation and the like of attention's softmax(scale·q kᵀ + mask), in one blockwise pass.
 
     query: (batch, heads, queries, head_dim). key: (batch, key_heads, keys, head_dim), heads a multiple of key_heads.
     causal: query i sees keys j ≤ i (aligned top-left, as in torch). mask: broadcastable to
     (batch, heads, queries, keys); bool (True = visible) or added to the scores, where −inf, the dtype's minimum, −1e9
-    and exactly −10000 hide a key.
+    and exactly −10000 hide a key. softcap: c of c·tanh(s/c), before the mask. window: query i sees keys with
+    |i − j| < window.
     Computed in float32 (float64 for float64 inputs) with float64 totals: with z = s − max the pass gathers Σe^z,
     Σz·e^z, Σe^2z, Σz and Σz², in O(queries) memory. Not differentiable.
     Raises UsageError for shapes that do not fit. Source: the online softmax of Milakov and Gimelshein 2018, with the
@@ -76,7 +85,8 @@ def attention_statistics(
             "head_dim) of one batch and head_dim, with the query's heads a multiple of the key's"
         )
     with torch.no_grad():
-        rows = _from_query_and_key(query, key, mask, scale, causal)
+        before = EVERYWHERE if window is None else window - 1
+        rows = _from_query_and_key(query, key, mask, scale, softcap, before, 0 if causal else before)
     return AttentionStatistics(*rows.unbind())
 
 
@@ -94,10 +104,9 @@ def _hidden_below(dtype: torch.dtype) -> float:
     return max(torch.finfo(dtype).min / 2, -0.99e9)
 
 
-def _of_query_and_key(query: Tensor, key: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
+def _of_query_and_key(query: Tensor, key: Tensor, mask: Tensor | None, *rules: Any) -> Tensor:
     lowest = _hidden_below(mask.dtype) if mask is not None and mask.dtype.is_floating_point else -math.inf
-    after = 0 if causal else EVERYWHERE
-    scores = Scores.of(query, key, mask, scale, None, EVERYWHERE, after, lowest, _TEN_THOUSAND)
+    scores = Scores.of(query, key, mask, *rules, lowest, _TEN_THOUSAND)
 
     def tiles(place: Place, memory: Memory) -> Iterator[Tile]:
         rows = stacked(scores.query, place)
@@ -148,7 +157,8 @@ def _rows_like(tensor: Tensor, *_: object) -> Tensor:
 
 
 _from_query_and_key = operator(
-    "attention_statistics(Tensor query, Tensor key, Tensor? mask, float scale, bool causal) -> Tensor",
+    "attention_statistics(Tensor query, Tensor key, Tensor? mask, float scale, float? softcap, int before, int after)"
+    " -> Tensor",
     cpu=_of_query_and_key,
     composite=_of_query_and_key,
     fake=_rows_like,

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
+from numba import extending, types
 from torch import Tensor
 
 from ..attention import Tile
 from ._compile import add_exponent, fma, inline, kernel, magnitude, with_sign
+
+_intrinsic: Any = extending.intrinsic
 
 # The score of a hidden key: no product gives just this number, and unlike −inf it costs an exponential nothing.
 _HIDDEN = np.float32(np.finfo(np.float32).min)
@@ -81,7 +82,7 @@ def _rules(tile: Tile) -> tuple[Any, ...]:
     return memory, strides, tile.softcap or 0.0, *tile[3:]
 
 
-@intrinsic
+@_intrinsic
 def _bias(typing: Any, x: Any) -> Any:
     """What an element of a mask adds to its score: 0 or −inf for True or False, else its own value."""
 
@@ -95,7 +96,7 @@ def _bias(typing: Any, x: Any) -> Any:
     return types.float32(x), from_bool if x == types.boolean else from_float
 
 
-@intrinsic
+@_intrinsic
 def _larger(typing: Any, a: Any, b: Any) -> Any:
     """The larger number; the other one beside a NaN. Unlike a comparison, its reduction vectorises."""
 
