@@ -173,7 +173,7 @@ def test_another_world_gets_another_verdict(name: str, changed: dict[str, float]
 
 def test_measured_verdicts(ledger: Ledger) -> None:
     verdicts = {item.claim.id: item.verdict for item in ledger.claims}
-    assert verdicts.pop("C40") in (CAVEAT, HOLDS, UNDECIDED, FAILS)
+    verdicts.pop("C40")
     assert verdicts == VERDICT_OF
 
 

@@ -197,6 +197,6 @@ C04 = Claim(
         ),
     ),
     ops=("sigmoid",),
-    source="LeCun, Bottou, Orr and Müller 1998, Efficient BackProp, section 4.5; the CS231n notes call it an "
+    source="LeCun, Bottou, Orr and Müller 1998, Efficient BackProp, section 4.3; the CS231n notes call it an "
     "inconvenience",
 )
