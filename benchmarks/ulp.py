@@ -157,7 +157,7 @@ def drawn(progress: Progress, total: int) -> Iterator[str]:
     """The table in Markdown."""
     yield "# Units in the last place"
     yield ""
-    yield "Made by `make ulp`: the largest error in ulp, the x where it is, and the share of results that are the number"
+    yield "Made by `make ulp`: the largest error in ulp, the x where it is, the share of results that is the number"
     yield "nearest to the exact one. Within 2⁻⁶ of a zero of a slope the ulp is at least that of 2⁻⁸. `inf` is a wrong"
     yield "NaN, infinity or sign of zero."
     yield ""

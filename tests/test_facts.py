@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evenkeel.facts import FACTS, Facts
-from evenkeel.reference.activations import REFERENCES
+from evenkeel.facts import FACTS, Facts, ZeroTails
+from evenkeel.functional import ACTIVATIONS
+from evenkeel.reference.activations import REFERENCES, SLOPES
 
 NAMES = tuple(FACTS)
 
@@ -146,15 +147,11 @@ def numbers(dtype: torch.dtype) -> Tensor:
     return torch.cat([-positive.flip(0), torch.zeros(1, dtype=dtype), positive])
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16), ids=str)
-@pytest.mark.parametrize("name", NAMES)
-def test_where_torch_rounds_the_gradient_to_zero(name: str, dtype: torch.dtype):
-    tails = FACTS[name].torch_zero[str(dtype).removeprefix("torch.")]
-    x = numbers(dtype)
-    zero = slope(IN_TORCH[name], x) == 0
+def assert_zero_tails(tails: ZeroTails, x: Tensor, gradient: Tensor) -> None:
+    zero = gradient == 0
     assert bool(zero[(x <= tails.below) | (x >= tails.above)].all())
     inside = x[~zero]
-    if dtype == torch.float32:  # the bounds are given to four digits
+    if x.dtype == torch.float32:  # one number in 4,096 is looked at
         assert math.isinf(tails.below) or float(inside.min()) < tails.below + 2e-3 * abs(tails.below) + 1e-5
         assert math.isinf(tails.above) or float(inside.max()) > tails.above - 2e-3 * abs(tails.above) - 1e-5
         assert bool(zero[:1]) == math.isfinite(tails.below) and bool(zero[-1:]) == math.isfinite(tails.above)
@@ -162,6 +159,22 @@ def test_where_torch_rounds_the_gradient_to_zero(name: str, dtype: torch.dtype):
         before, behind = x[x < inside.min()], x[x > inside.max()]
         assert tails.below == (float(before.max()) if len(before) else -math.inf)
         assert tails.above == (float(behind.min()) if len(behind) else math.inf)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_where_gradients_are_rounded_to_zero(name: str, dtype: torch.dtype):
+    facts, key, x = FACTS[name], str(dtype).removeprefix("torch."), numbers(dtype)
+    assert_zero_tails(facts.torch_zero[key], x, slope(IN_TORCH[name], x))
+    assert (facts.evenkeel_zero is None) == (name not in ACTIVATIONS)
+    if facts.evenkeel_zero is not None:
+        assert_zero_tails(facts.evenkeel_zero[key], x, slope(ACTIVATIONS[name].function, x))
+
+
+@pytest.mark.parametrize("name", tuple(SLOPES))
+def test_slopes_of_the_references_are_their_derivatives(name: str):
+    x = torch.cat([torch.linspace(-8, 8, 1602), torch.tensor([-30.0, 30.0])]).double()
+    assert torch.allclose(SLOPES[name](x), slope(REFERENCES[name], x), rtol=1e-12, atol=1e-13)
 
 
 def test_mean_energy_of_a_centred_function_is_zero():

@@ -19,10 +19,11 @@ from ._activations import (
     tanh,
 )
 from ._attention_statistics import AttentionStatistics, attention_statistics, score_statistics
-from ._gates import bilinear, clamped_swiglu, gated, geglu, geglu_tanh, glu, reglu, swiglu
+from ._gates import CLAMPED_AT, bilinear, clamped_swiglu, gated, geglu, geglu_tanh, glu, reglu, swiglu
 
 __all__ = [
     "ACTIVATIONS",
+    "CLAMPED_AT",
     "Activation",
     "AttentionStatistics",
     "attention_statistics",

@@ -16,7 +16,8 @@ from ._operators import is_differentiated, operator
 
 _LEAST = 2**14  # elements worth a thread
 _CLAMPED = "clamped_swiglu"
-_LIMIT = 7.0
+CLAMPED_AT = 7.0
+"""Where clamped_swiglu's gate ends above, and its other factor on both sides."""
 
 Pair = tuple[Tensor, Tensor]
 
@@ -113,9 +114,9 @@ def _factors(gate: Tensor, up: Tensor, name: str) -> tuple[Tensor, Tensor, Tenso
     """(f(gate), f′(gate), the other factor, its slope) by definition."""
     if name != _CLAMPED:
         return REFERENCES[name](gate), SLOPES[name](gate), up, torch.ones_like(up)
-    inside = gate.clamp(max=_LIMIT)
-    slope = torch.where(gate > _LIMIT, 0, SLOPES["quick_gelu"](inside))
-    return REFERENCES["quick_gelu"](inside), slope, up.clamp(-_LIMIT, _LIMIT) + 1, (up.abs() <= _LIMIT).to(up.dtype)
+    inside = gate.clamp(max=CLAMPED_AT)
+    slope = torch.where(gate > CLAMPED_AT, 0, SLOPES["quick_gelu"](inside))
+    return REFERENCES["quick_gelu"](inside), slope, up.clamp(-CLAMPED_AT, CLAMPED_AT) + 1, (up.abs() <= CLAMPED_AT).to(up.dtype)
 
 
 def _product_by_definition(gate: Tensor, up: Tensor, name: str) -> Tensor:

@@ -32,6 +32,8 @@ def handlers() -> dict[str, Handler]:
     table.update(
         linear=_linear,
         glu=_glu,
+        gated=pointwise.fused_gate,
+        clamped_swiglu=pointwise.fused_gate,
         softmax=_softmax,
         log_softmax=_log_softmax,
         masked_fill=_masked_fill,

@@ -9,9 +9,10 @@ import torch
 
 ANCHORS = frozenset(
     "relu relu6 leaky_relu elu selu celu gelu silu mish softplus sigmoid tanh hardtanh hardsigmoid hardswish "
-    "logsigmoid log_sigmoid softsign tanhshrink hardshrink softshrink threshold expit special_expit prelu".split()
+    "logsigmoid log_sigmoid softsign tanhshrink hardshrink softshrink threshold expit special_expit prelu "
+    "relu2 gelu_tanh quick_gelu".split()
 )
-"""Functions that are activations by themselves."""
+"""Functions that are activations by themselves: torch's, and evenkeel's own."""
 
 SMOOTH = frozenset(
     "exp expm1 exp2 erf erfc special_erf special_erfc pow square sqrt rsqrt log log1p abs neg negative reciprocal "

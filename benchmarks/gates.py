@@ -1,0 +1,87 @@
+"""What gated products and pointwise functions cost, as ratios: to the traffic they cannot avoid, and to their peers.
+
+The floor of a forward pass is a three-tensor torch.add: two tensors read, one written. Every contender takes its turn
+in every round, in one process; forward passes write into memory that is there, except where a fresh tensor is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from _rounds import Contest, draw, run
+from torch import Tensor
+
+from evenkeel.functional import gated
+from evenkeel.functional._gates import _product_by_definition
+from evenkeel.kernels.cpu import gates
+
+ROWS, COLUMNS = 512, 11008
+BY_TORCH: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+
+
+def relative_error(result: Tensor, name: str, gate: Tensor, up: Tensor) -> str:
+    """The largest error over the exact value, and where the exact value is below the smallest normal number, none."""
+    exact = _product_by_definition(gate.double(), up.double(), name)
+    error = (result.double() - exact).abs() / exact.abs().clamp(min=2.0**-126)
+    return f"{float(error.max()):.1e}"
+
+
+def forward(dtype: torch.dtype) -> Contest:
+    """One pass over 512 x 11008 numbers, everyone into memory that is there; and each with a fresh result."""
+    gate, up, out = (torch.randn(ROWS, COLUMNS).to(dtype) for _ in range(3))
+    contest = Contest("torch.add of three tensors", lambda: torch.add(gate, up, out=out))
+    contest.add("torch.add, fresh result", lambda: torch.add(gate, up))
+    for name, function in BY_TORCH.items():
+        compiled = torch.compile(lambda g, u, function=function: function(g) * u)
+        kernel = gates.forward(name)
+        contest.add(f"{name}: evenkeel", lambda kernel=kernel: gates.over_rows(kernel, 2**14, gate, up, out))
+        contest.error(relative_error(gated(gate, up, name), name, gate, up))
+        contest.add(f"{name}: evenkeel, fresh result", lambda name=name: gated(gate, up, name))
+        contest.add(f"{name}: Inductor, fresh result", lambda compiled=compiled: compiled(gate, up))
+        contest.error(relative_error(compiled(gate, up), name, gate, up))
+        contest.add(f"{name}: eager, fresh result", lambda function=function: function(gate) * up)
+        contest.error(relative_error(function(gate) * up, name, gate, up))
+    return contest
+
+
+def both_ways(dtype: torch.dtype) -> Contest:
+    """Forward and backward through autograd, fresh results everywhere."""
+    gate, up = (torch.randn(ROWS, COLUMNS).to(dtype).requires_grad_() for _ in range(2))
+    gradient = torch.randn(ROWS, COLUMNS).to(dtype)
+    contest = Contest("torch.add of three tensors", lambda: torch.add(gate.detach(), up.detach()))
+
+    def step(product: Callable[[Tensor, Tensor], Tensor]) -> None:
+        torch.autograd.grad(product(gate, up), (gate, up), gradient)
+
+    for name, function in BY_TORCH.items():
+        compiled = torch.compile(lambda g, u, function=function: function(g) * u)
+        contest.add(f"{name}: evenkeel", lambda name=name: step(lambda g, u: gated(g, u, name)))
+        contest.add(f"{name}: Inductor", lambda compiled=compiled: step(compiled))
+        contest.add(f"{name}: eager", lambda function=function: step(lambda g, u: function(g) * u))
+    return contest
+
+
+def main() -> None:
+    """Run every contest at one and at two threads and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    arguments = parser.parse_args()
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        for dtype in (torch.float32, torch.bfloat16):
+            for title, contest in (("forward", forward(dtype)), ("forward and backward", both_ways(dtype))):
+                seconds = run(contest, arguments.rounds)
+                draw(contest, seconds, f"{title}, {ROWS} x {COLUMNS}, {dtype}, {threads} thread{'s' * (threads > 1)}")
+
+
+if __name__ == "__main__":
+    main()
