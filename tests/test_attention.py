@@ -30,14 +30,15 @@ TOLERANCES = {  # of the largest value: rounding of the result, and of sums over
 }
 
 
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+
 @pytest.fixture(autouse=True)
-def one_thread_and_poison() -> Iterator[None]:
-    """Small matrices, and other tests may run beside these. Memory that nobody has written holds NaN."""
+def one_thread() -> Iterator[None]:
+    """Small matrices, and other tests may run beside these."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
     yield
-    torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)
 
 
@@ -422,31 +423,28 @@ def test_operators_are_registered_in_order(dtype: torch.dtype, to_mask: bool):
 # --- wrong variants must be caught -------------------------------------------------------------------------------
 
 
-def with_softcap(case: Case, **changed: Any) -> Tensor:
-    options: dict[str, Any] = case.options | changed
-    return attention(case.query, case.key, case.value, **options)
+def called(case: Case, **changed: Any) -> Tensor:
+    options: dict[str, Any] = {"query": case.query, "key": case.key, "value": case.value} | case.options | changed
+    return attention(**options)
 
 
 WRONG: dict[str, Callable[[Case], Tensor]] = {
-    "no cap": lambda case: with_softcap(case, softcap=None),
-    "scale off by a thousandth": lambda case: with_softcap(case, scale=8**-0.5 * 1.001),
-    "window one wider": lambda case: with_softcap(case, window=6),
-    "no sinks": lambda case: with_softcap(case, sinks=None),
-    "sinks in another order": lambda case: with_softcap(case, sinks=case.options["sinks"].flip(0)),
-    "not causal": lambda case: with_softcap(case, causal=False),
-    "heads share keys in turns": lambda case: attention(
-        case.query, case.key.repeat(1, 2, 1, 1), case.value.repeat(1, 2, 1, 1), **case.options
+    "no cap": lambda case: called(case, softcap=None),
+    "scale off by a thousandth": lambda case: called(case, scale=8**-0.5 * 1.001),
+    "window one wider": lambda case: called(case, window=6),
+    "no sinks": lambda case: called(case, sinks=None),
+    "sinks in another order": lambda case: called(case, sinks=case.options["sinks"].flip(0)),
+    "not causal": lambda case: called(case, causal=False),
+    "heads share keys in turns": lambda case: called(
+        case, key=case.key.repeat(1, 2, 1, 1), value=case.value.repeat(1, 2, 1, 1)
     ),
-    "aligned bottom-right": lambda case: attention(
-        F.pad(case.query, (0, 0, 5, 0)),
-        case.key,
-        case.value,
-        **case.options | {"mask": F.pad(case.options["mask"], (0, 0, 5, 0))},
+    "aligned bottom-right": lambda case: called(
+        case, query=F.pad(case.query, (0, 0, 5, 0)), mask=F.pad(case.options["mask"], (0, 0, 5, 0))
     )[:, :, 5:],
-    "cap after the mask": lambda case: with_softcap(
+    "cap after the mask": lambda case: called(
         case, mask=(2 * (case.options["mask"] / 2).tanh()).masked_fill(case.options["mask"].isinf(), -torch.inf)
     ),
-    "rounded to bf16": lambda case: attention(case.query.bfloat16().float(), case.key, case.value, **case.options),
+    "rounded to bf16": lambda case: called(case, query=case.query.bfloat16().float()),
 }
 
 
@@ -454,7 +452,7 @@ WRONG: dict[str, Callable[[Case], Tensor]] = {
 def test_wrong_variants_are_caught(name: str):
     case = Case(13, 18, causal=True, softcap=2.0, sinks=True, window=5, mask="float 1hqk")
     expected = case.expected()[:1]
-    assert_close([with_softcap(case).detach()], expected)
+    assert_close([called(case).detach()], expected)
     with pytest.raises(AssertionError):
         assert_close([WRONG[name](case).detach()], expected)
 
