@@ -17,7 +17,7 @@ from ..kernels.cpu._threads import in_parallel
 
 EVERYWHERE = 2**40  # as a reach: farther than any key
 
-_QUERIES, _KEYS = 128, 2048  # of a tile: 1 MiB of float32 stays in a core's cache; fewer queries make products slow
+_QUERIES, _KEYS = 256, 2048  # of a tile: 2 MiB of float32; with fewer of either, products and calls cost more
 
 
 class Place(NamedTuple):
@@ -31,9 +31,8 @@ class Place(NamedTuple):
 def places(shape: Sequence[int], keys: int, device: torch.device, whole: bool = False) -> list[Place]:
     """All places of (batch, key_heads, group, queries, ...), last queries first; whole: all queries in each."""
     batch, heads, group, queries = shape[:4]
-    factor = _factor(device)
-    rows = max(1, min(queries, -(-factor * _QUERIES // group)))
-    fitting = max(1, min(heads, factor**2 * _QUERIES * _KEYS // max(1, group * rows * min(keys, factor * _KEYS))))
+    largest = group * min(queries, _rows(shape, device)) * min(keys, _KEYS * _factor(device))
+    fitting = max(1, min(heads, _factor(device) ** 2 * _QUERIES * _KEYS // max(1, largest)))
     steps = [slice(0, queries)] if whole else row_blocks(shape, device)
     return [
         Place(element, slice(head, min(heads, head + fitting)), block)
@@ -45,8 +44,14 @@ def places(shape: Sequence[int], keys: int, device: torch.device, whole: bool = 
 
 def row_blocks(shape: Sequence[int], device: torch.device) -> list[slice]:
     """Slices that cut queries into tiles, the last first: under a causal mask they see most keys."""
-    _, _, group, queries = shape[:4]
-    return list(_blocks(0, queries, max(1, -(-_factor(device) * _QUERIES // group))))[::-1]
+    return list(_blocks(0, shape[3], _rows(shape, device)))[::-1]
+
+
+def _rows(shape: Sequence[int], device: torch.device) -> int:
+    """How many queries a tile has: fewer of a short sequence, for what lies above the diagonal is computed in vain."""
+    group, queries = shape[2:4]
+    wanted = _factor(device) * max(_QUERIES // 2, min(_QUERIES, queries // 8))
+    return -(-wanted // group)
 
 
 def key_blocks(start: int, stop: int, device: torch.device) -> Iterator[slice]:
@@ -60,7 +65,7 @@ def _blocks(start: int, stop: int, step: int) -> Iterator[slice]:
 
 def _factor(device: torch.device) -> int:
     """How many times larger either side of a tile is: other devices have no such cache, and a call costs them more."""
-    return 1 if device.type == "cpu" else 16
+    return 1 if device.type == "cpu" else 4
 
 
 @dataclass(frozen=True, slots=True)
