@@ -41,7 +41,7 @@ def forward(dtype: torch.dtype) -> Contest:
     contest.add("torch.add, fresh result", lambda: torch.add(gate, up))
     for name, function in BY_TORCH.items():
         compiled = torch.compile(lambda g, u, function=function: function(g) * u)
-        kernel = gates.forward(name)
+        kernel = gates.forward(name, dtype)
         contest.add(f"{name}: evenkeel", lambda kernel=kernel: gates.over_rows(kernel, 2**14, gate, up, out))
         contest.error(relative_error(gated(gate, up, name), name, gate, up))
         contest.add(f"{name}: evenkeel, fresh result", lambda name=name: gated(gate, up, name))
@@ -74,11 +74,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     arguments = parser.parse_args()
     for threads in arguments.threads:
         torch.set_num_threads(threads)
-        for dtype in (torch.float32, torch.bfloat16):
-            for title, contest in (("forward", forward(dtype)), ("forward and backward", both_ways(dtype))):
+        for dtype in (getattr(torch, name) for name in arguments.dtypes):
+            for title, make in (("forward", forward), ("forward and backward", both_ways)):
+                torch.compiler.reset()  # a change of threads makes everything compile again
+                contest = make(dtype)
                 seconds = run(contest, arguments.rounds)
                 draw(contest, seconds, f"{title}, {ROWS} x {COLUMNS}, {dtype}, {threads} thread{'s' * (threads > 1)}")
 

@@ -55,6 +55,13 @@ BY_TORCH: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
 }
 
+DEPENDS_ON = (
+    "functional/_activations.py",
+    "kernels/cpu/_arithmetic.py",
+    "kernels/cpu/activations.py",
+    "kernels/cpu/fast32.py",
+    "reference/activations.py",
+)
 MAKERS = ("evenkeel", "torch", "Inductor")
 
 Score = tuple[float, float, int, int]  # worst ulp, the x where, correctly rounded, patterns
@@ -124,10 +131,8 @@ class Progress:
 
     def __init__(self) -> None:
         digest = hashlib.sha256(f"{torch.__version__} {CHUNK} {platform.processor()}".encode())
-        for folder in ("kernels", "reference", "functional"):
-            for path in sorted((ROOT / "src" / "evenkeel" / folder).rglob("*activations.py")):
-                digest.update(path.read_bytes())
-        digest.update((ROOT / "src" / "evenkeel" / "kernels" / "cpu" / "_arithmetic.py").read_bytes())
+        for name in DEPENDS_ON:
+            digest.update((ROOT / "src" / "evenkeel" / name).read_bytes())
         self.path = ROOT / "build" / "ulp" / f"{digest.hexdigest()[:16]}.jsonl"
         self.done: set[tuple[str, str, int]] = set()
         self.scores: dict[tuple[str, str, str], Score] = {}

@@ -66,7 +66,7 @@ def _value_on_cpu(x: Tensor, name: str) -> Tensor:
     from ..kernels.cpu._threads import over_elements
 
     out = _shaped_value(x, name)
-    over_elements(activations.forward(name), _LEAST, x.contiguous(), out)
+    over_elements(activations.forward(name, x.dtype), _LEAST, x.contiguous(), out)
     return out
 
 
@@ -89,7 +89,7 @@ def _slope_on_cpu(gradient: Tensor, x: Tensor, name: str) -> Tensor:
     from ..kernels.cpu._threads import over_elements
 
     out = _shaped_slope(gradient, x, name)
-    over_elements(activations.backward(name), _LEAST, gradient.contiguous(), x.contiguous(), out)
+    over_elements(activations.backward(name, x.dtype), _LEAST, gradient.contiguous(), x.contiguous(), out)
     return out
 
 

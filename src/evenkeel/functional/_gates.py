@@ -28,8 +28,8 @@ def gated(gate: Tensor, up: Tensor | None = None, activation: str = "silu") -> T
     gate, up: tensors of one shape and dtype; their last dimension may lie in a wider tensor, so that halves of a packed
     one are taken without a copy. Without `up`, `gate` is the packed tensor (..., 2·d_ff): its first half is the gate,
     its second `up`, and its gradient is written as one. activation: a name in ACTIVATIONS. Forward and backward are one
-    pass each and save only gate and up. float32 is computed as the activation is; bfloat16 and float16 are computed in
-    float32 and rounded once.
+    pass each and save only gate and up. On a CPU, float32 products are off by 4 ulp at most (geglu by 8), gradients by
+    8 units of 2^-24 of the largest term in f′; bfloat16 and float16 are computed in float32 and rounded once.
     Raises UsageError for shapes or dtypes that differ, and for an unknown activation.
     Source: Dauphin et al. 2017; Shazeer 2020, GLU Variants Improve Transformer.
     """
@@ -116,7 +116,12 @@ def _factors(gate: Tensor, up: Tensor, name: str) -> tuple[Tensor, Tensor, Tenso
         return REFERENCES[name](gate), SLOPES[name](gate), up, torch.ones_like(up)
     inside = gate.clamp(max=CLAMPED_AT)
     slope = torch.where(gate > CLAMPED_AT, 0, SLOPES["quick_gelu"](inside))
-    return REFERENCES["quick_gelu"](inside), slope, up.clamp(-CLAMPED_AT, CLAMPED_AT) + 1, (up.abs() <= CLAMPED_AT).to(up.dtype)
+    return (
+        REFERENCES["quick_gelu"](inside),
+        slope,
+        up.clamp(-CLAMPED_AT, CLAMPED_AT) + 1,
+        (up.abs() <= CLAMPED_AT).to(up.dtype),
+    )
 
 
 def _product_by_definition(gate: Tensor, up: Tensor, name: str) -> Tensor:
@@ -151,7 +156,7 @@ def _product_on_cpu(gate: Tensor, up: Tensor, name: str) -> Tensor:
     from ..kernels.cpu import gates
 
     out = _shaped_product(gate, up, name)
-    gates.over_rows(gates.forward(name), _LEAST, gate, up, out)
+    gates.over_rows(gates.forward(name, gate.dtype), _LEAST, gate, up, out)
     return out
 
 
@@ -161,7 +166,7 @@ def _gradients_on_cpu(gradient: Tensor, gate: Tensor, up: Tensor, name: str) -> 
     from ..kernels.cpu import gates
 
     results = _shaped_gradients(gradient, gate, up, name)
-    gates.over_rows(gates.backward(name), _LEAST, gradient, gate, up, *results)
+    gates.over_rows(gates.backward(name, gate.dtype), _LEAST, gradient, gate, up, *results)
     return results
 
 
@@ -171,7 +176,7 @@ def _packed_gradient_on_cpu(gradient: Tensor, packed: Tensor, name: str) -> Tens
     from ..kernels.cpu import gates
 
     result = _shaped_packed_gradient(gradient, packed, name)
-    gates.over_rows(gates.backward(name), _LEAST, gradient, *_halves(packed), *_halves(result))
+    gates.over_rows(gates.backward(name, packed.dtype), _LEAST, gradient, *_halves(packed), *_halves(result))
     return result
 
 

@@ -114,7 +114,7 @@ def leaky_relu(x: Tensor) -> Tensor:
 @_slope
 def _leaky_relu_slope(x: Tensor) -> Tensor:
     """1 where x > 0, else 0.01."""
-    return torch.where(x.isnan(), x, torch.where(x > 0, 1.0, 0.01).to(x.dtype))
+    return torch.where(x.isnan(), x, torch.where(x > 0, torch.ones_like(x), torch.full_like(x, 0.01)))
 
 
 @_reference

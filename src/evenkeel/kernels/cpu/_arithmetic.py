@@ -37,6 +37,18 @@ _A0, _A1, _A2, _A3, _A4, _A5, _A6, _A7 = (  # 2·atanh(s)/s in s², s² <= 1/9
 
 
 @inline
+def at_most(x, limit):
+    """min(x, limit); NaN stays NaN."""
+    return limit if x > limit else x
+
+
+@inline
+def at_least(x, limit):
+    """max(x, limit); NaN stays NaN."""
+    return limit if x < limit else x
+
+
+@inline
 def _reduced(x):
     """(t, p) with e^x = 2^k·(1 + p), for |x| <= 708."""
     t = fma(x, _LOG2E, ROUND64)
@@ -112,3 +124,24 @@ def reduced32(high, low):
     q = fma(whole, q, _R1)
     q = fma(whole, q, _R0)
     return t, r + fma(whole * whole, q, low)
+
+
+@inline
+def fine_exp32(high, low, lift):
+    """lift·e^(high + low) for float32 −128 <= high <= 0, lift a power of two: relative error below 2^-23."""
+    t, p = reduced32(high, low)
+    return add_exponent(fma(lift, p, lift), t)
+
+
+_S0, _S1, _S2, _S3 = _F(0.499992302), _F(0.1666711479), _F(0.04189034312), _F(0.008312553824)
+
+
+@inline
+def coarse_exp32(high, low, lift):
+    """The same without `low`, which cannot be told in 16 bits: off by less than 2^-20, and 2^-17 for the smallest."""
+    t = fma(high, _LOG2E32, _ROUND32)
+    r = fma(t - _ROUND32, _LN2_HIGH, high)
+    q = fma(r, _S3, _S2)
+    q = fma(r, q, _S1)
+    q = fma(r, q, _S0)
+    return add_exponent(fma(lift * (r * r), q, fma(lift, r, lift)), t)

@@ -2,7 +2,8 @@
 
 A function's `value` and `slope` take a float32. Most compute in float64 and are rounded once, at the end: off by at
 most 0.51 ulp. silu, gelu_tanh and quick_gelu, which models run hottest, compute their value in float32 with the two
-places that would lose bits (the exponent's argument and the denominator) kept exact: off by less than 2 ulp.
+places that would lose bits (the exponent's argument and the denominator) kept exact: off by less than 2 ulp. Results of
+16 bits need less: see fast32.
 Inputs are clamped where the result has long reached its limit, which also answers for infinities; comparisons are
 written so that a NaN passes through.
 """
@@ -11,27 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import torch
 
-from ._arithmetic import exp64, expm1_64, log1p_unit64, reduced32
+from ._arithmetic import at_least, at_most, exp64, expm1_64, log1p_unit64, reduced32
 from ._compile import add_exponent, fma, inline, kernel, magnitude, narrow, widen, with_sign
+from .fast32 import COARSE, FINE, Formula
 
 _FAR = 120.0  # e^-120 rounds to 0 in float32; its square is still a normal float64
 _F = np.float32
 _FAR32 = _F(_FAR)
 _ZERO, _ONE, _TWO = _F(0), _F(1), _F(2)
-
-
-@inline
-def _at_most(x, limit):
-    return limit if x > limit else x
-
-
-@inline
-def _at_least(x, limit):
-    return limit if x < limit else x
 
 
 # identity, relu, relu2, leaky_relu: exact, or one rounding.
@@ -100,56 +93,56 @@ def _logistic(z):
 @inline
 def sigmoid(x):
     """1 / (1 + e^−x), from the side on which e^−|x| <= 1."""
-    small, large = _logistic(_at_most(np.float64(magnitude(x)), _FAR))
+    small, large = _logistic(at_most(np.float64(magnitude(x)), _FAR))
     return large if x >= _ZERO else small
 
 
 @inline
 def sigmoid_slope(x):
     """σ(x)·σ(−x)."""
-    small, large = _logistic(_at_most(np.float64(magnitude(x)), _FAR))
+    small, large = _logistic(at_most(np.float64(magnitude(x)), _FAR))
     return small * large
 
 
 @inline
 def tanh(x):
     """−m / (2 + m), m = e^−2|x| − 1 without cancellation, with the sign of x."""
-    m = expm1_64(-2.0 * _at_most(np.float64(magnitude(x)), _FAR))
+    m = expm1_64(-2.0 * at_most(np.float64(magnitude(x)), _FAR))
     return with_sign(m / (2.0 + m), np.float64(x))
 
 
 @inline
 def tanh_slope(x):
     """4·σ(2x)·σ(−2x)."""
-    small, large = _logistic(2.0 * _at_most(np.float64(magnitude(x)), _FAR))
+    small, large = _logistic(2.0 * at_most(np.float64(magnitude(x)), _FAR))
     return 4.0 * small * large
 
 
 @inline
 def elu(x):
     """x above 0, else e^x − 1."""
-    below = expm1_64(np.float64(_at_most(_at_least(x, -_FAR32), _ZERO)))
+    below = expm1_64(np.float64(at_most(at_least(x, -_FAR32), _ZERO)))
     return np.float64(x) if x > _ZERO else with_sign(below, np.float64(x))
 
 
 @inline
 def elu_slope(x):
     """1 above 0, else e^x."""
-    return exp64(np.float64(_at_most(_at_least(x, -_FAR32), _ZERO)))
+    return exp64(np.float64(at_most(at_least(x, -_FAR32), _ZERO)))
 
 
 @inline
 def softplus(x):
     """max(x, 0) + log(1 + e^−|x|)."""
-    e = exp64(-_at_most(np.float64(magnitude(x)), _FAR))
+    e = exp64(-at_most(np.float64(magnitude(x)), _FAR))
     return log1p_unit64(e) + np.float64(relu(x))
 
 
 @inline
 def mish(x):
     """x·n / (n + 2), n = w·(w + 2), w = e^x: tanh(log(1 + w)) as a quotient."""
-    c = np.float64(_at_least(x, -_FAR32))
-    w = exp64(_at_most(c, 50.0))
+    c = np.float64(at_least(x, -_FAR32))
+    w = exp64(at_most(c, 50.0))
     n = w * (w + 2.0)
     return c * (n / (n + 2.0))
 
@@ -157,7 +150,7 @@ def mish(x):
 @inline
 def mish_slope(x):
     """w·((w + 2)(n + 2) + 4x(1 + w)) / (n + 2)², with n and w as in mish."""
-    c = _at_most(np.float64(_at_least(x, -_FAR32)), 50.0)
+    c = at_most(np.float64(at_least(x, -_FAR32)), 50.0)
     w = exp64(c)
     m = w * (w + 2.0) + 2.0
     return w * ((w + 2.0) * m + 4.0 * c * (1.0 + w)) / (m * m)
@@ -187,8 +180,8 @@ def _times_logistic(x, high, low):
 @inline
 def silu(x):
     """x / (1 + e^−x)."""
-    x = _at_least(x, _F(-128))
-    return _times_logistic(x, -_at_most(x, _F(40)), _ZERO)
+    x = at_least(x, _F(-128))
+    return _times_logistic(x, -at_most(x, _F(40)), _ZERO)
 
 
 @inline
@@ -202,8 +195,8 @@ def _both(x, z, swing):
 @inline
 def silu_both(x):
     """x·σ(x), and σ(x)·(1 + x·σ(−x))."""
-    z = _at_most(np.float64(magnitude(x)), _FAR)
-    return _both(np.float64(_at_least(x, -_FAR32)), z, z)
+    z = at_most(np.float64(magnitude(x)), _FAR)
+    return _both(np.float64(at_least(x, -_FAR32)), z, z)
 
 
 @inline
@@ -220,8 +213,8 @@ _QUICK_LOW = _F(-_QUICK - float(_QUICK_HIGH))
 @inline
 def quick_gelu(x):
     """x / (1 + e^−1.702x), the product in two float32."""
-    x = _at_least(x, _F(-75))
-    c = _at_most(x, _F(24))
+    x = at_least(x, _F(-75))
+    c = at_most(x, _F(24))
     high = c * _QUICK_HIGH
     return _times_logistic(x, high, fma(c, _QUICK_LOW, fma(c, _QUICK_HIGH, -high)))
 
@@ -229,8 +222,8 @@ def quick_gelu(x):
 @inline
 def quick_gelu_both(x):
     """x·σ(z), and σ(z)·(1 + z·σ(−z)), z = 1.702x."""
-    z = _at_most(_QUICK * np.float64(magnitude(x)), _FAR)
-    return _both(np.float64(_at_least(x, -_FAR32)), z, z)
+    z = at_most(_QUICK * np.float64(magnitude(x)), _FAR)
+    return _both(np.float64(at_least(x, -_FAR32)), z, z)
 
 
 @inline
@@ -250,8 +243,8 @@ _CUBIC_LOW = _F(_TANH_CUBIC - float(_CUBIC_HIGH))
 @inline
 def gelu_tanh(x):
     """x / (1 + e^−z), z = 2√(2/π)·(x + 0.044715x³) = x·(a + b·x²), of which a + b·x² is kept in two float32."""
-    x = _at_least(x, _F(-11.5))
-    c = _at_most(x, _F(7))
+    x = at_least(x, _F(-11.5))
+    c = at_most(x, _F(7))
     s = c * c
     factor = fma(_CUBIC_HIGH, s, _LINEAR_HIGH)
     rest = fma(_CUBIC_HIGH, s, _LINEAR_HIGH - factor)
@@ -263,10 +256,10 @@ def gelu_tanh(x):
 @inline
 def gelu_tanh_both(x):
     """x·σ(z), and σ(z) + x·z′·σ(z)·σ(−z)."""
-    a = _at_most(np.float64(magnitude(x)), 12.0)
+    a = at_most(np.float64(magnitude(x)), 12.0)
     square = a * a
     z = a * fma(_TANH_CUBIC, square, _TANH_LINEAR)
-    return _both(np.float64(_at_least(x, _F(-12))), z, a * fma(3.0 * _TANH_CUBIC, square, _TANH_LINEAR))
+    return _both(np.float64(at_least(x, _F(-12))), z, a * fma(3.0 * _TANH_CUBIC, square, _TANH_LINEAR))
 
 
 @inline
@@ -318,10 +311,10 @@ def _normal_tail(a):
 @inline
 def gelu_both(x):
     """x·P(Z <= x), and P(Z <= x) + x·e^(−x²/2)/√(2π)."""
-    a = _at_most(np.float64(magnitude(x)), 16.0)
+    a = at_most(np.float64(magnitude(x)), 16.0)
     tail, e = _normal_tail(a)
     swing = _INVERSE_SQRT_TAU * a * e
-    x = np.float64(_at_least(x, _F(-16)))
+    x = np.float64(at_least(x, _F(-16)))
     return (x * (1.0 - tail), 1.0 - tail + swing) if x >= 0.0 else (x * tail, tail - swing)
 
 
@@ -335,14 +328,6 @@ def gelu(x):
 def gelu_slope(x):
     """P(Z <= x) + x·e^(−x²/2)/√(2π)."""
     return gelu_both(x)[1]
-
-
-class Formula(NamedTuple):
-    """A function's value, its slope, and both together for a kernel that wants both."""
-
-    value: Callable[..., Any]
-    slope: Callable[..., Any]
-    both: Callable[..., Any]
 
 
 def _separate(value: Callable[..., Any], slope: Callable[..., Any]) -> Formula:
@@ -372,11 +357,11 @@ FORMULAS = {
 
 
 @cache
-def forward(name: str) -> Callable[..., None]:
+def forward(name: str, dtype: torch.dtype) -> Callable[..., None]:
     """The kernel (x, out): out = f(x)."""
-    value = FORMULAS[name].value
+    value = formula(name, dtype).value
 
-    @kernel(name=name)
+    @kernel(name=f"{name}-{dtype}")
     def pointwise(x, out):
         for i in range(out.size):
             out[i] = narrow(value(widen(x[i])), out)
@@ -385,13 +370,20 @@ def forward(name: str) -> Callable[..., None]:
 
 
 @cache
-def backward(name: str) -> Callable[..., None]:
+def backward(name: str, dtype: torch.dtype) -> Callable[..., None]:
     """The kernel (gradient, x, out): out = gradient·f′(x)."""
-    slope = FORMULAS[name].slope
+    slope = formula(name, dtype).slope
 
-    @kernel(name=name)
+    @kernel(name=f"{name}-{dtype}")
     def pointwise_backward(gradient, x, out):
         for i in range(out.size):
             out[i] = narrow(widen(gradient[i]) * slope(widen(x[i])), out)
 
     return pointwise_backward
+
+
+def formula(name: str, dtype: torch.dtype) -> Formula:
+    """How a function is computed for results of a format; value and slope together are for gradients of gates."""
+    if name not in FINE:
+        return FORMULAS[name]
+    return FORMULAS[name]._replace(both=FINE[name].both) if dtype == torch.float32 else COARSE[name]

@@ -12,39 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ._arithmetic import at_least, at_most
 from ._compile import as_array, inline, kernel, narrow, widen
 from ._threads import in_parallel, over_elements
-from .activations import FORMULAS, Formula, identity, identity_slope, quick_gelu_both
+from .activations import FORMULAS, formula, identity, identity_slope
+from .fast32 import FINE, Formula
 
 _LIMIT, _ONE, _ZERO = np.float32(7), np.float32(1), np.float32(0)
-
-
-@inline
-def _clamped_both(x):
-    """quick_gelu of min(x, 7); the slope is 0 beyond."""
-    value, slope = quick_gelu_both(_LIMIT if x > _LIMIT else x)
-    return value, 0.0 if x > _LIMIT else slope
-
-
-@inline
-def _clamped(x):
-    return _clamped_both(x)[0]
-
-
-@inline
-def _clamped_slope(x):
-    return _clamped_both(x)[1]
-
-
-@inline
-def _clamped_up(x):
-    """1 + x, x clamped to [−7, 7]."""
-    return _ONE + (_LIMIT if x > _LIMIT else (-_LIMIT if x < -_LIMIT else x))
-
-
-@inline
-def _clamped_up_slope(x):
-    return _ZERO if x > _LIMIT or x < -_LIMIT else _ONE
 
 
 class Gate(NamedTuple):
@@ -55,18 +29,56 @@ class Gate(NamedTuple):
     up_slope: Callable[..., Any] = identity_slope
 
 
-GATES = {name: Gate(formula) for name, formula in FORMULAS.items()} | {
-    "clamped_swiglu": Gate(Formula(_clamped, _clamped_slope, _clamped_both), _clamped_up, _clamped_up_slope)
-}
-"""Every gate that has a kernel: all pointwise functions, and gpt-oss's clamped SwiGLU."""
+@inline
+def _clamped_up(x):
+    """1 + x, x clamped to [−7, 7]."""
+    return _ONE + at_least(at_most(x, _LIMIT), -_LIMIT)
+
+
+@inline
+def _clamped_up_slope(x):
+    return _ZERO if x > _LIMIT or x < -_LIMIT else _ONE
+
+
+def _clamped(dtype: torch.dtype) -> Gate:
+    """quick_gelu of min(x, 7), with slope 0 beyond, times 1 + up."""
+    inner_value, inner_slope, inner_both = formula("quick_gelu", dtype)
+
+    @inline
+    def value(x):
+        return inner_value(at_most(x, _LIMIT))
+
+    @inline
+    def slope(x):
+        return _ZERO if x > _LIMIT else np.float32(inner_slope(x))
+
+    @inline
+    def both(x):
+        value, slope = inner_both(at_most(x, _LIMIT))
+        return value, _ZERO if x > _LIMIT else np.float32(slope)
+
+    return Gate(Formula(value, slope, both), _clamped_up, _clamped_up_slope)
+
+
+def _plain(name: str) -> Callable[[torch.dtype], Gate]:
+    return lambda dtype: Gate(formula(name, dtype))
+
+
+def _gelu(dtype: torch.dtype) -> Gate:
+    """In float32 throughout, off by less than 2^-21: its exact value takes float64, and three times the time."""
+    return Gate(FINE["gelu"] if dtype == torch.float32 else formula("gelu", dtype))
+
+
+GATES = {name: _plain(name) for name in FORMULAS} | {"gelu": _gelu, "clamped_swiglu": _clamped}
+"""Every gate that has a kernel, for results of a format: all pointwise functions, and gpt-oss's clamped SwiGLU."""
 
 
 @cache
-def forward(name: str) -> Callable[..., None]:
+def forward(name: str, dtype: torch.dtype) -> Callable[..., None]:
     """The kernel (gate, up, out, strides, columns, rows): out = f(gate)·up."""
-    (value, _, _), factor, _ = GATES[name]
+    (value, _, _), factor, _ = GATES[name](dtype)
 
-    @kernel(name=name)
+    @kernel(name=f"{name}-{dtype}")
     def gated(gate, up, out, strides, columns, rows):
         for row in range(rows):
             x = gate[row * strides[0] : row * strides[0] + columns]
@@ -79,14 +91,14 @@ def forward(name: str) -> Callable[..., None]:
 
 
 @cache
-def backward(name: str) -> Callable[..., None]:
+def backward(name: str, dtype: torch.dtype) -> Callable[..., None]:
     """The kernel (gradient, gate, up, gate_gradient, up_gradient, strides, columns, rows).
 
     gate_gradient = gradient·up·f′(gate), up_gradient = gradient·f(gate).
     """
-    (_, _, both), factor, factor_slope = GATES[name]
+    (_, _, both), factor, factor_slope = GATES[name](dtype)
 
-    @kernel(name=name)
+    @kernel(name=f"{name}-{dtype}")
     def gated_backward(gradient, gate, up, gate_gradient, up_gradient, strides, columns, rows):
         for row in range(rows):
             g = gradient[row * strides[0] : row * strides[0] + columns]

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ._compile import as_array, inline, kernel, narrow, widen
 from ._threads import in_parallel
-from .activations import sigmoid, softplus
 from .softmax import anchor_of, logsumexp_of, maximum, power, scale_of
 
 _F = np.float32
@@ -22,14 +21,6 @@ _ZERO, _ONE = _F(0), _F(1)
 _LN_2 = 0.6931471805599453
 _BLOCK = 4096
 _PART = 2**15  # elements worth a thread
-
-
-@inline
-def _log_add(x, y):
-    """log(e^x + e^y)."""
-    if x == y or math.isinf(x) or math.isinf(y):
-        return max(x, y) + (math.log(2.0) if x == y else 0.0)
-    return max(x, y) + math.log1p(math.exp(-abs(x - y)))
 
 
 @inline(flags={"reassoc", "nsz"})
@@ -44,7 +35,7 @@ def _block_total(row):
 def _gather(logits, targets, logsumexps, totals, picked, first, temperature, smooth):
     for r in range(logits.shape[0]):
         row = logits[r]
-        logsumexps[r] = _log_add(logsumexps[r], logsumexp_of(row, maximum(row), temperature))
+        logsumexps[r] = logsumexp_of(row, maximum(row), temperature)
         if smooth:
             for start in range(0, row.size, _BLOCK):
                 totals[r] += np.float64(_block_total(row[start : start + _BLOCK]))
@@ -115,38 +106,7 @@ def _differentiate_tile(
             row[place] -= _F(weight * (1 - smoothing) / temperature) * (_ONE - capped * capped)
 
 
-@inline(flags={"reassoc", "nsz"})
-def _softplus_total(row, inverse):
-    total = 0.0
-    for i in range(row.size):
-        total += softplus(np.float64(widen(row[i])) * inverse)
-    return total
-
-
-@kernel
-def _sigmoid_losses(logits, targets, losses, temperature):
-    for r in range(logits.shape[0]):
-        total = _softplus_total(logits[r], 1 / temperature)
-        losses[r] = _F(total - np.float64(widen(logits[r, targets[r]])) / temperature)
-
-
-@inline
-def _write_sigmoid_slopes(row, out, inverse, factor):
-    for i in range(row.size):
-        out[i] = narrow(_F(sigmoid(np.float64(widen(row[i])) * inverse) * factor), out)
-
-
-@kernel
-def _sigmoid_slopes(logits, targets, weights, out, temperature):
-    inverse = 1 / temperature
-    for r in range(logits.shape[0]):
-        factor = weights[r] / temperature
-        _write_sigmoid_slopes(logits[r], out[r], inverse, factor)
-        x = np.float64(widen(logits[r, targets[r]])) * inverse
-        out[r, targets[r]] = narrow(_F(-sigmoid(-x) * factor), out)
-
-
-def _over_rows(rows: Any, tensors: tuple[Tensor, ...], *rest: object) -> None:
+def over_rows(rows: Any, tensors: tuple[Tensor, ...], *rest: object) -> None:
     """Call a kernel on tensors whose first dimension is rows, the first of them (rows, V), a share on each thread."""
     arrays = tuple(as_array(tensor) for tensor in tensors)
 
@@ -167,8 +127,8 @@ def gather(
     temperature: float,
     smooth: bool,
 ) -> None:
-    """Add columns [first, first + w) to what is known of rows: log Σe^(x/T), Σx where `smooth`, and x at the target."""
-    _over_rows(_gather, (logits, targets, logsumexps, totals, picked), first, temperature, smooth)
+    """Of columns [first, first + w): log Σe^(x/T), Σx (added, where `smooth`), and x at the target if it is there."""
+    over_rows(_gather, (logits, targets, logsumexps, totals, picked), first, temperature, smooth)
 
 
 def differentiate(
@@ -183,7 +143,7 @@ def differentiate(
     z_loss: float,
 ) -> None:
     """weight·((1 + 2·z_loss·logsumexp)·p − (1 − smoothing)·[target] − smoothing/V)/T of whole rows into `out`."""
-    _over_rows(_differentiate, (logits, targets, logsumexps, weights, out), temperature, smoothing, z_loss)
+    over_rows(_differentiate, (logits, targets, logsumexps, weights, out), temperature, smoothing, z_loss)
 
 
 def differentiate_tile(
@@ -201,14 +161,4 @@ def differentiate_tile(
 ) -> None:
     """The same in place, of columns [first, first + w) of `vocabulary`, whose float32 scores went through a softcap."""
     rest = (first, vocabulary, temperature, smoothing, z_loss, _F(inverse_cap))
-    _over_rows(_differentiate_tile, (tile, targets, logsumexps, weights), *rest)
-
-
-def sigmoid_losses(logits: Tensor, targets: Tensor, losses: Tensor, *, temperature: float) -> None:
-    """Σ_j log(1 + e^(x_j/T)) − x_target/T."""
-    _over_rows(_sigmoid_losses, (logits, targets, losses), temperature)
-
-
-def sigmoid_slopes(logits: Tensor, targets: Tensor, weights: Tensor, out: Tensor, *, temperature: float) -> None:
-    """weight·(σ(x/T) − [target])/T into `out`."""
-    _over_rows(_sigmoid_slopes, (logits, targets, weights, out), temperature)
+    over_rows(_differentiate_tile, (tile, targets, logsumexps, weights), *rest)
