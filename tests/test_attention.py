@@ -12,23 +12,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_cases import MANY, Case, assert_close, named
 from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
 
 from evenkeel.errors import UsageError
 from evenkeel.functional import _attention_blockwise as blockwise
-from evenkeel.functional import _attention_statistics as statistics
 from evenkeel.functional._attention import attention
 from evenkeel.kernels import attention as torch_passes
 from evenkeel.reference.attention import attention as reference
-
-TOLERANCES = {  # of the largest value: rounding of the result, and of sums over the keys
-    torch.float64: 1e-13,
-    torch.float32: 4e-6,
-    torch.float16: 2**-10,
-    torch.bfloat16: 2**-7,
-}
-
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -46,89 +37,8 @@ def one_thread() -> Iterator[None]:
 def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both implementations of the row passes."""
     if request.param == "torch":
-        for module in (blockwise, statistics):
-            monkeypatch.setattr(module, "passes_for", lambda *tensors: torch_passes)
+        monkeypatch.setattr(blockwise, "passes_for", lambda *tensors: torch_passes)
     return request.param
-
-
-class Case:
-    """Inputs of a call, and what follows from them by definition."""
-
-    def __init__(
-        self,
-        queries: int = 20,
-        keys: int = 13,
-        *,
-        batch: int = 2,
-        heads: int = 4,
-        key_heads: int = 2,
-        head_dim: int = 8,
-        value_dim: int = 8,
-        dtype: torch.dtype = torch.float32,
-        mask: str | None = None,
-        sinks: bool = False,
-        to_mask: bool = False,
-        **options: Any,
-    ) -> None:
-        self.generator = torch.Generator().manual_seed(0)
-        self.query, self.key, self.value = (
-            self.normal(batch, count, length, dim).to(dtype).requires_grad_()
-            for count, length, dim in (
-                (heads, queries, head_dim),
-                (key_heads, keys, head_dim),
-                (key_heads, keys, value_dim),
-            )
-        )
-        self.options: dict[str, Any] = options
-        self.inputs = [self.query, self.key, self.value]
-        if sinks:
-            self.options["sinks"] = self.normal(heads).to(dtype).requires_grad_()
-            self.inputs.append(self.options["sinks"])
-        if mask is not None:
-            self.options["mask"] = self.mask(mask, (batch, heads, queries, keys), dtype)
-            if to_mask:
-                self.inputs.append(self.options["mask"].requires_grad_())
-        self.gradient = self.normal(batch, heads, queries, value_dim).to(dtype)
-
-    def normal(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.generator)
-
-    def mask(self, form: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """bool, float, or one of them with some dimensions of size 1, as in "float 1h1k"."""
-        kind, _, dims = form.partition(" ")
-        full = dict(zip("bhqk", shape, strict=True))
-        shape = tuple(full.get(dim, 1) for dim in dims or "bhqk")
-        shown = torch.rand(shape, generator=self.generator) < 0.6
-        return shown if kind == "bool" else self.normal(*shape).to(dtype).masked_fill(~shown, -torch.inf)
-
-    def found(self) -> list[Tensor]:
-        return self.all_of(attention)
-
-    def expected(self) -> list[Tensor]:
-        scale = self.options.get("scale", "sqrt")
-        dim = max(1, self.query.shape[-1])
-        factor = {"sqrt": dim**-0.5, "none": 1.0, "dim": 1 / dim}.get(scale, scale)
-        return self.all_of(lambda *tensors, **options: reference(*tensors, **options | {"scale": factor}))
-
-    def all_of(self, function: Callable[..., Tensor]) -> list[Tensor]:
-        """The result and its gradients."""
-        result = function(self.query, self.key, self.value, **self.options)
-        gradients = torch.autograd.grad(result, self.inputs, self.gradient.to(result.dtype), materialize_grads=True)
-        return [result.detach(), *gradients]
-
-
-def assert_close(found: list[Tensor], expected: list[Tensor], dtype: torch.dtype = torch.float32) -> None:
-    """Each tensor within the tolerance of its dtype, as a share of the largest value or of 1.
-
-    Twice that for gradients to sinks and masks, which sum over queries and over what a result lost when it was rounded.
-    """
-    for place, (own, exact) in enumerate(zip(found, expected, strict=True)):
-        assert own.dtype == dtype or place > 3, (place, own.dtype)
-        assert own.shape == exact.shape
-        if own.numel():
-            bound = TOLERANCES[dtype] * (2 if place > 3 else 1) * max(1.0, float(exact.detach().abs().max()))
-            error = (own.double() - exact.detach()).abs().max()
-            assert float(error) <= bound, (place, float(error), bound)
 
 
 # --- the oracle itself -------------------------------------------------------------------------------------------
@@ -167,10 +77,6 @@ COMBINATIONS = [
 ]
 
 
-def named(options: dict[str, Any]) -> str:
-    return "-".join(f"{name}={value}" for name, value in options.items() if value not in (None, False)) or "plain"
-
-
 @pytest.mark.parametrize("options", COMBINATIONS, ids=named)
 def test_every_combination_of_options(options: dict[str, Any], passes: str):
     case = Case(**options)
@@ -184,7 +90,6 @@ def test_scales(scale: str | float):
         assert_close(case.found(), case.expected())
 
 
-MANY = {"causal": True, "mask": "bool b1qk", "softcap": 3.0, "sinks": True, "window": 30}
 SHAPES = [(0, 5), (5, 0), (0, 0), (1, 1), (1, 100), (63, 100), (100, 63)]
 
 
@@ -319,6 +224,16 @@ def test_same_on_several_threads():
         assert torch.equal(own, one)
 
 
+@pytest.mark.parametrize("options", [{"softcap": 2.0}, {"normalizer": "sigmoid"}], ids=named)
+def test_autocast_changes_nothing(options: dict[str, Any], passes: str):
+    """What is computed in float32 stays so."""
+    case = Case(**options)
+    alone = case.found()
+    with torch.autocast("cpu", torch.bfloat16):
+        together = case.found()
+    assert all(torch.equal(own, one) for own, one in zip(together, alone, strict=True))
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_numbers_that_are_none_propagate(value: float, passes: str):
     case = Case(softcap=2.0, mask="bool b1qk")
@@ -328,96 +243,6 @@ def test_numbers_that_are_none_propagate(value: float, passes: str):
     assert bool(result[1, 2, 3].isnan().all())
     assert bool(result[0].isfinite().all())
     assert int(result.isnan().any(-1).sum()) == 1
-
-
-# --- differentiation, transforms, compilation --------------------------------------------------------------------
-
-DIFFERENTIABLE = [{}, {"softcap": 1.5, "sinks": True}, {"normalizer": "sigmoid", "window": 3}, MANY]
-
-
-@pytest.mark.parametrize("options", [*DIFFERENTIABLE, {"mask": "float 1hqk", "to_mask": True}], ids=named)
-def test_first_and_second_derivatives(options: dict[str, Any]):
-    case = Case(4, 5, batch=1, heads=2, key_heads=1, head_dim=3, value_dim=2, dtype=torch.float64, **options)
-    given = dict(case.options)
-    if options.get("to_mask"):
-        case.inputs[-1] = given["mask"] = given["mask"].detach().clamp(min=-3).requires_grad_()
-
-    def call(query: Tensor, key: Tensor, value: Tensor, *more: Tensor) -> Tensor:
-        names = [name for name in ("sinks", "mask") if name in given and given[name].requires_grad]
-        changed: dict[str, Any] = given | dict(zip(names, more, strict=True))
-        return attention(query, key, value, **changed)
-
-    assert gradcheck(call, case.inputs)
-    assert gradgradcheck(call, case.inputs)
-
-
-@pytest.mark.parametrize("options", DIFFERENTIABLE, ids=named)
-def test_vmap_and_grad(options: dict[str, Any]):
-    """Gradients per example are those of each example alone."""
-    case = Case(5, 6, batch=3, heads=2, key_heads=1, dtype=torch.float64, **options)
-    given: dict[str, Any] = {name: getattr(item, "data", item) for name, item in case.options.items()}
-    masks = given.pop("mask", torch.ones(3, 1, 5, 6, dtype=torch.bool))
-
-    def loss(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        return attention(query[None], key[None], value[None], mask=mask[None], **given).square().sum()
-
-    inputs = [item.detach() for item in (case.query, case.key, case.value)]
-    gradient: Any = torch.func.grad(loss, argnums=(0, 1, 2))
-    together = torch.func.vmap(gradient)(*inputs, masks)
-    alone = [gradient(*(item[place] for item in (*inputs, masks))) for place in range(3)]
-    for own, parts in zip(together, zip(*alone, strict=True), strict=True):
-        torch.testing.assert_close(own, torch.stack(parts))
-
-
-@pytest.mark.parametrize("in_dims", [(0, None, None, None), (None, 1, 2, None), (0, 0, 0, 0), (None, None, None, 1)])
-@pytest.mark.parametrize("mask_batch", [1, 2])
-def test_vmap_over_some_inputs(in_dims: tuple[int | None, ...], mask_batch: int):
-    """And gradients to a mask that is shared or has examples of its own."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(2, 2, 4, 3), (2, 1, 5, 3), (2, 1, 5, 3), (mask_batch, 1, 4, 5)]
-    inputs = []
-    for shape, dim in zip(shapes, in_dims, strict=True):
-        whole = torch.randn(3, *shape, generator=generator, dtype=torch.float64)
-        inputs.append(whole[0] if dim is None else whole.movedim(0, dim))
-
-    def loss(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        return attention(query, key, value, mask=mask, softcap=2.0).square().sum()
-
-    gradient = torch.func.grad(loss, argnums=(0, 1, 2, 3))
-    together = torch.func.vmap(gradient, in_dims)(*inputs)
-    for place in range(3):
-        alone = gradient(
-            *(item if dim is None else item.select(dim, place) for item, dim in zip(inputs, in_dims, strict=True))
-        )
-        for own, part in zip(together, alone, strict=True):
-            torch.testing.assert_close(own[place], part)
-
-
-@pytest.mark.parametrize("options", DIFFERENTIABLE, ids=named)
-def test_compiled(options: dict[str, Any]):
-    case = Case(**options)
-    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
-    for own, one in zip(case.all_of(compiled), case.found(), strict=True):
-        torch.testing.assert_close(own, one, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("to_mask", [False, True])
-def test_operators_are_registered_in_order(dtype: torch.dtype, to_mask: bool):
-    """torch's own checks of an operator: schema, shapes under tracing, dispatch."""
-    case = Case(6, 5, dtype=dtype, mask="float 1hqk", sinks=True)
-    tensors = [item.detach() for item in (case.query, case.key, case.value, case.options["mask"])]
-    tensors.append(case.options["sinks"].detach().expand(2, 4))
-    options = (0.5, 2.0, 3, 0, False)
-    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(torch.ops.evenkeel.attention.default, (*tensors, *options), test_utils=tests)
-    output, logsumexp = torch.ops.evenkeel.attention(*tensors, *options)
-    arguments = (case.gradient, *tensors, output, logsumexp, to_mask, *options)
-    torch.library.opcheck(torch.ops.evenkeel.attention_backward.default, arguments, test_utils=tests)
-    torch.library.opcheck(
-        torch.ops.evenkeel.attention_statistics.default, (*tensors[:2], tensors[3], 0.5, 2.0, 3, 0), test_utils=tests
-    )
-    torch.library.opcheck(torch.ops.evenkeel.score_statistics.default, (tensors[3], None), test_utils=tests)
 
 
 # --- wrong variants must be caught -------------------------------------------------------------------------------
