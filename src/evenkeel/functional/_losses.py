@@ -108,8 +108,7 @@ def _losses_on_cpu(
 
     vocabulary = logits.shape[-1]
     check_target(target, vocabulary, ignored)
-    logsumexps = logits.new_full(target.shape, -torch.inf, dtype=torch.float64)
-    totals, picked = (torch.zeros_like(logsumexps) for _ in range(2))
+    logsumexps, totals, picked = logits.new_zeros((3, *target.shape), dtype=torch.float64)
     kernels.gather(
         logits.contiguous().view(-1, vocabulary),
         target.long().reshape(-1),

@@ -1,0 +1,53 @@
+"""Row passes of the loss of independent sigmoids, computed in float64 and rounded once."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from ._compile import inline, kernel, narrow, widen
+from .activations import sigmoid, softplus
+from .losses import over_rows
+
+_F = np.float32
+
+
+@inline(flags={"reassoc", "nsz"})
+def _softplus_total(row, inverse):
+    total = 0.0
+    for i in range(row.size):
+        total += softplus(np.float64(widen(row[i])) * inverse)
+    return total
+
+
+@kernel
+def _sigmoid_losses(logits, targets, losses, temperature):
+    for r in range(logits.shape[0]):
+        total = _softplus_total(logits[r], 1 / temperature)
+        losses[r] = _F(total - np.float64(widen(logits[r, targets[r]])) / temperature)
+
+
+@inline
+def _write_sigmoid_slopes(row, out, inverse, factor):
+    for i in range(row.size):
+        out[i] = narrow(_F(sigmoid(np.float64(widen(row[i])) * inverse) * factor), out)
+
+
+@kernel
+def _sigmoid_slopes(logits, targets, weights, out, temperature):
+    inverse = 1 / temperature
+    for r in range(logits.shape[0]):
+        factor = weights[r] / temperature
+        _write_sigmoid_slopes(logits[r], out[r], inverse, factor)
+        x = np.float64(widen(logits[r, targets[r]])) * inverse
+        out[r, targets[r]] = narrow(_F(-sigmoid(-x) * factor), out)
+
+
+def losses(logits: Tensor, targets: Tensor, out: Tensor, *, temperature: float) -> None:
+    """Σ_j log(1 + e^(x_j/T)) − x_target/T."""
+    over_rows(_sigmoid_losses, (logits, targets, out), temperature)
+
+
+def differentiate(logits: Tensor, targets: Tensor, weights: Tensor, out: Tensor, *, temperature: float) -> None:
+    """weight·(σ(x/T) − [target])/T into `out`."""
+    over_rows(_sigmoid_slopes, (logits, targets, weights, out), temperature)
