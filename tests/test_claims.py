@@ -219,12 +219,14 @@ def test_saturation(numbers: dict[str, dict[str, float]]) -> None:
     for x in (10, 20):
         exact = mpmath.exp(-x) / (1 + mpmath.exp(-x)) ** 2
         assert c01[f"sigmoid.slope_at_{x}"] == pytest.approx(float(exact), rel=1e-6)
-    for name in ("sigmoid", "tanh"):
-        for dtype, tails in FACTS[name].torch_zero.items():
-            assert c01[f"torch.{name}.{dtype}.zero_slope_above"] == pytest.approx(tails.above, rel=0.01)
-    for name in ("gelu", "silu"):
-        for dtype, tails in FACTS[name].torch_zero.items():
-            assert c03[f"torch.{name}.{dtype}.zero_slope_below"] == pytest.approx(tails.below, rel=0.01)
+    for found, names, side in ((c01, ("sigmoid", "tanh"), "above"), (c03, ("gelu", "silu"), "below")):
+        for name in names:
+            facts = FACTS[name]
+            for implementation, zeros in (("torch", facts.torch_zero), ("evenkeel", facts.evenkeel_zero)):
+                assert zeros is not None
+                for dtype, tails in zeros.items():
+                    measured = found[f"{implementation}.{name}.{dtype}.zero_slope_{side}"]
+                    assert measured == pytest.approx(getattr(tails, side), rel=0.01)
     for name in ("relu", "gelu", "silu"):
         assert c03[f"{name}.slope_second_moment"] == pytest.approx(FACTS[name].slope_second_moment, rel=1e-6)
     assert c03["relu.zero_slope_share_of_negatives"] == 1
