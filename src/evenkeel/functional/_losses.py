@@ -78,13 +78,15 @@ def token_losses(
     return losses + z_loss * logsumexps.square() if z_loss else losses
 
 
-def _reduced(losses: Tensor, target: Tensor, ignored: int, reduction: Reduction) -> Tensor:
+def reduced(losses: Tensor, target: Tensor, ignored: int, reduction: Reduction) -> Tensor:
+    """All losses in one, where that is wanted; those of ignored tokens are 0 already."""
     if reduction == "none":
         return losses
     return losses.sum() / (target != ignored).sum().clamp(min=1) if reduction == "mean" else losses.sum()
 
 
-def _capped(logits: Tensor, softcap: float | None) -> Tensor:
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """softcap·tanh(logits/softcap), in the dtype to compute in."""
     return logits if softcap is None else softcap * torch.tanh(widened(logits) / softcap)
 
 
@@ -280,6 +282,6 @@ def cross_entropy(
         )
     check_call(logits.shape, target, temperature, softcap, reduction)
     check_smoothing(label_smoothing, z_loss)
-    scores = _capped(logits, softcap)
+    scores = capped(logits, softcap)
     losses, _ = _CrossEntropy.apply(scores, target, temperature, label_smoothing, z_loss, ignore_index)
-    return _reduced(losses, target, ignore_index, reduction)
+    return reduced(losses, target, ignore_index, reduction)
