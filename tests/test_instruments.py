@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from evenkeel.functional._statistics import Magnitudes, Moments
+from evenkeel.functional._statistics import Magnitudes
 from evenkeel.instruments import INSTRUMENTS, Instrument, for_kind
 from evenkeel.schema import SITE_KINDS
 from evenkeel.tracing.events import (
@@ -454,7 +454,7 @@ def test_an_expert_without_tokens_is_nothing_seen(kind: str):
         assert read(kind, part(event, slice(0, 0))) == {}
 
 
-# --- magnitudes, moments -----------------------------------------------------------------------------------------
+# --- magnitudes --------------------------------------------------------------------------------------------------
 
 
 def test_magnitudes_of_a_large_tensor_are_an_even_sample():
@@ -487,12 +487,3 @@ def test_merged_magnitudes_weigh_every_value_alike():
         both, other = (large, small) if large_first else (small, large)
         both.merge(other)
         assert float(both.share_above(torch.tensor(1.5))) == pytest.approx(0.2, abs=1e-3)
-
-
-def test_moments_of_a_far_mean():
-    """Mean 1,000, deviation 1: raw moments in float32 would have no digit left."""
-    x = (1000 + drawn(3000)).double()
-    merged = Moments.of(x[:100].float()).merged(Moments.of(x[100:].float()))
-    x = x.float().double().numpy()
-    assert float(merged.variance) == pytest.approx(x.var(), rel=1e-6)
-    assert float(merged.kurtosis) == pytest.approx(((x - x.mean()) ** 4).mean() / x.var() ** 2, rel=1e-6)

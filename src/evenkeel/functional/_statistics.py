@@ -1,12 +1,17 @@
-"""Statistics of tensors that merge: sums of squares, moments about the mean, and the sizes of values."""
+"""Statistics of tensors that merge: moments about the mean and extremes, and the sizes of values."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ..errors import UsageError
+from ..kernels import cpu
+from ._operators import operator
 
 PIECE = 2**17  # elements: what several passes in a row can take from cache
 
@@ -33,56 +38,46 @@ def in_pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
 
 
-def sum_of_squares(values: Tensor) -> Tensor:
-    """Σ x² over all elements, in float64."""
-    return torch.linalg.vector_norm(widened(values), dtype=torch.float64).square()
+@dataclass(frozen=True)
+class TensorStatistics:
+    """What `tensor_statistics` finds; every field is a float64 tensor, () or (channels,).
 
-
-def absolute_maximum(values: Tensor) -> Tensor:
-    """The largest |x|, in float64; NaN where any element is."""
-    low, high = torch.aminmax(values)
-    return torch.maximum(-low, high).double()
-
-
-class Moments:
-    """Count, mean and central moments to the fourth of all values seen, in float64; merging is exact.
-
-    Source: the pairwise update of Chan, Golub and LeVeque 1979, extended by Pébay 2008.
+    Of no finite values the minimum is inf, the maximum −inf and everything else 0.
     """
 
-    def __init__(self, count: Tensor, mean: Tensor, second: Tensor, third: Tensor, fourth: Tensor) -> None:
-        self.count, self.mean, self.second, self.third, self.fourth = count, mean, second, third, fourth
+    count: Tensor
+    """How many values are finite; all that follows down to `maximum` is of these."""
+    mean: Tensor
+    second: Tensor
+    """Σ (x − mean)²."""
+    third: Tensor
+    """Σ (x − mean)³."""
+    fourth: Tensor
+    """Σ (x − mean)⁴."""
+    minimum: Tensor
+    maximum: Tensor
+    nan: Tensor
+    """How many values are NaN."""
+    infinite: Tensor
+    """How many values are ±inf."""
+    bounds: tuple[float, ...]
+    below: Tensor
+    """(bounds,) or (bounds, channels): how many finite values are less than each bound."""
+    above: Tensor
+    """The same for greater."""
 
-    @classmethod
-    def of(cls, values: Tensor) -> Moments:
-        """The moments of a tensor's elements; bf16 and fp16 are widened to float32, sums are float64."""
-        values = widened(values.detach())
-        mean = values.mean(dtype=torch.float64)
-        centred = values - mean.to(values.dtype)
-        square = centred * centred
-        shift = centred.sum(dtype=torch.float64) / max(1, values.numel())  # what the rounding of the mean left over
-        second = square.sum(dtype=torch.float64)
-        third = (square * centred).sum(dtype=torch.float64)
-        fourth = square.square_().sum(dtype=torch.float64)
-        count = torch.full_like(mean, float(values.numel()))
-        about = cls(count, shift, second, third, fourth)._recentred()
-        return cls(count, mean, about.second, about.third, about.fourth)
+    def merged(self, other: TensorStatistics) -> TensorStatistics:
+        """The statistics of both sets of values together; associative up to rounding.
 
-    def _recentred(self) -> Moments:
-        """Moments about the mean from moments about a point that lies `mean` below it."""
-        n, d = self.count, self.mean
-        second = self.second - n * d**2
-        third = self.third - 3 * d * self.second + 2 * n * d**3
-        fourth = self.fourth - 4 * d * self.third + 6 * d**2 * self.second - 3 * n * d**4
-        return Moments(n, d, second, third, fourth)
-
-    def merged(self, other: Moments) -> Moments:
-        """The moments of both sets of values together."""
+        Raises UsageError where the two have different bounds.
+        Source: the pairwise update of Chan, Golub and LeVeque 1979, extended by Pébay 2008.
+        """
         a, b = self, other
+        if a.bounds != b.bounds:
+            raise UsageError(f"bounds are {a.bounds} here and {b.bounds} there; give both the same to merge them")
         n = a.count + b.count
         d = b.mean - a.mean
         share = d / n.clamp(min=1)
-        mean = a.mean + share * b.count
         product = a.count * b.count
         second = a.second + b.second + d * share * product
         third = (
@@ -98,17 +93,123 @@ class Moments:
             + 6 * share**2 * (a.count**2 * b.second + b.count**2 * a.second)
             + 4 * share * (a.count * b.third - b.count * a.third)
         )
-        return Moments(n, mean, second, third, fourth)
+        return TensorStatistics(
+            n,
+            a.mean + share * b.count,
+            second,
+            third,
+            fourth,
+            torch.minimum(a.minimum, b.minimum),
+            torch.maximum(a.maximum, b.maximum),
+            a.nan + b.nan,
+            a.infinite + b.infinite,
+            a.bounds,
+            a.below + b.below,
+            a.above + b.above,
+        )
 
     @property
     def variance(self) -> Tensor:
-        """E[(x − mean)²]."""
-        return self.second / self.count
+        """E[(x − mean)²], of the values as a population."""
+        return self.second / self.count.clamp(min=1)
+
+    @property
+    def skewness(self) -> Tensor:
+        """E[(x − mean)³] / variance^(3/2); 0 where all values are equal."""
+        third = self.third / self.count.clamp(min=1)
+        return torch.where(self.second <= 0, 0, third / self.variance.sqrt() / self.variance)
 
     @property
     def kurtosis(self) -> Tensor:
         """E[(x − mean)⁴] / variance²; 3 for a normal distribution, 0 where all values are equal."""
-        return torch.where(self.second == 0, 0, self.fourth * self.count / self.second.square())
+        return torch.where(self.second <= 0, 0, self.fourth / self.second / self.variance)
+
+    @property
+    def absolute_maximum(self) -> Tensor:
+        """The largest |x|; −inf of no values."""
+        return torch.maximum(-self.minimum, self.maximum)
+
+    @property
+    def share_below(self) -> Tensor:
+        """The share of finite values less than each bound."""
+        return self.below / self.count.clamp(min=1)
+
+    @property
+    def share_above(self) -> Tensor:
+        """The share of finite values greater than each bound."""
+        return self.above / self.count.clamp(min=1)
+
+
+_FIXED = 9  # fields of a table before the counts below and above each bound
+
+
+def tensor_statistics(x: Tensor, *, channel_dim: int | None = None, bounds: Sequence[float] = ()) -> TensorStatistics:
+    """Count, mean, central moments to the fourth, extremes and shares past bounds, in one pass over memory.
+
+    x: any shape and float dtype, with |x| up to 1e75 in float64, else the fourth powers overflow. channel_dim: the
+    dimension to keep, or None for all elements together. bounds: numbers in the unit of x; values below and above
+    each are counted. NaN and infinities are counted apart and stand in no other number.
+    Computed in float64 whatever the dtype, about a mean of its own for each block; nothing here is differentiable.
+    Raises UsageError for a channel_dim that x has not, an x that is not floating-point, and a bound that is NaN.
+    """
+    if not x.is_floating_point():
+        raise UsageError(f"x has dtype {x.dtype} and must be floating-point; pass x.float()")
+    if channel_dim is not None and not -x.dim() <= channel_dim < x.dim():
+        raise UsageError(f"channel_dim is {channel_dim} and x has {x.dim()} dimensions; pass channel_dim=None for all")
+    limits = tuple(float(bound) for bound in bounds)
+    if any(math.isnan(bound) for bound in limits):
+        raise UsageError(f"bounds are {limits}, and nothing lies past NaN; pass numbers or infinities")
+    if channel_dim is None:
+        values = x.detach().reshape(-1, 1)
+    else:
+        values = x.detach().movedim(channel_dim, -1)
+        values = values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
+    table = _statistics(values, limits)
+    if channel_dim is None:
+        table = table.squeeze(-1)
+    return TensorStatistics(*table[:_FIXED].unbind(), limits, table[_FIXED::2], table[_FIXED + 1 :: 2])
+
+
+def _statistics_in_torch(x: Tensor, bounds: Sequence[float]) -> Tensor:
+    finite = x.isfinite()
+    values = torch.where(finite, x, 0).double()
+    count = finite.sum(0).double()
+    some = count.clamp(min=1)
+    mean = values.sum(0) / some
+    centred = torch.where(finite, values - mean, 0)
+    rest = centred.sum(0) / some  # what the rounding of the mean left over
+    mean, centred = mean + rest, torch.where(finite, centred - rest, 0)
+    second, third, fourth = (centred.pow(power).sum(0) for power in (2, 3, 4))
+    ends = x.new_tensor([[math.inf], [-math.inf]], dtype=torch.float64).expand(2, x.shape[1])
+    low = torch.cat([ends[:1], torch.where(finite, values, math.inf)]).amin(0)
+    high = torch.cat([ends[1:], torch.where(finite, values, -math.inf)]).amax(0)
+    past = [
+        (finite & beyond).sum(0).double() for bound in bounds for beyond in (x.double() < bound, x.double() > bound)
+    ]
+    nan, infinite = x.isnan().sum(0).double(), x.isinf().sum(0).double()
+    return torch.stack([count, mean, second, third, fourth, low, high, nan, infinite, *past])
+
+
+def _statistics_on_cpu(x: Tensor, bounds: Sequence[float]) -> Tensor:
+    if not cpu.serves(x) or x.numel() == 0:
+        return _statistics_in_torch(x, bounds)
+    from ..kernels.cpu import statistics
+
+    out = _statistics_shape(x, bounds)
+    statistics.tensor_statistics(x.contiguous(), tuple(bounds), out)
+    return out
+
+
+def _statistics_shape(x: Tensor, bounds: Sequence[float]) -> Tensor:
+    return x.new_empty(_FIXED + 2 * len(bounds), x.shape[1], dtype=torch.float64)
+
+
+_statistics = operator(
+    "tensor_statistics(Tensor x, float[] bounds) -> Tensor",
+    cpu=_statistics_on_cpu,
+    composite=_statistics_in_torch,
+    fake=_statistics_shape,
+)
 
 
 class Magnitudes:

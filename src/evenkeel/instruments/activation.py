@@ -8,14 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..functional._statistics import absolute_maximum, by_channel, in_pieces, sum_of_squares, widened
+from ..functional._statistics import by_channel, in_pieces
+from ..functional._sums import activation_sums, totalled
 from ..schema import SiteKind
 from ..tracing.events import ActivationEvent, Event
 from ._protocol import Stat
 
 _SMALL = 1e-2
 _GRID = (-10, 10, 4001)  # from, to, points: every activation in use has its largest slope there, or has no largest
-_LARGEST = frozenset(("input_absmax", "output_absmax", "slope_max"))
 
 
 class ActivationInstrument:
@@ -43,7 +43,8 @@ class ActivationInstrument:
     )
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] | None = None
+        self._sums: tuple[Tensor, Tensor] | None = None
+        self._tokens = 0
         self._bound: Tensor | None = None
 
     def observe(self, event: Event) -> None:
@@ -53,36 +54,44 @@ class ActivationInstrument:
         if self._bound is None:
             grid = torch.linspace(*_GRID, dtype=event.input.dtype, device=event.input.device)
             self._bound = _SMALL * _slope(event.function, grid[None]).abs().amax()
-        for x, y in in_pieces(by_channel(event.input, event.channel_dim), by_channel(event.output, event.channel_dim)):
-            self._take_in(_sums(x, y, _slope(event.function, x), self._bound))
+        inputs, outputs = (by_channel(item, event.channel_dim) for item in (event.input, event.output))
+        for x, y in in_pieces(inputs, outputs):
+            self._take_in(*activation_sums(x, y, _slope(event.function, x), self._bound))
+        self._tokens += inputs.shape[0]
 
     def merge(self, other: ActivationInstrument) -> None:
         if other._sums is not None:
-            self._take_in(other._sums)
+            self._take_in(*other._sums)
+            self._tokens += other._tokens
 
-    def _take_in(self, sums: dict[str, Tensor]) -> None:
-        own = self._sums
-        self._sums = sums if own is None else {name: _joined(name, own[name], sums[name]) for name in own}
+    def _take_in(self, whole: Tensor, channels: Tensor) -> None:
+        if self._sums is None:
+            self._sums = whole, channels
+        else:
+            own_whole, own_channels = self._sums
+            self._sums = totalled(own_whole, whole, largest=(2, 4)), totalled(own_channels, channels, largest=(1,))
 
     def read(self) -> Mapping[Stat, Tensor]:
         if self._sums is None:
             return {}
-        sums = self._sums
-        count, tokens = sums["count"], sums["tokens"]
-        output_squares = sums["output_squares"].sum()
+        whole, (output, slope_max) = self._sums
+        tokens = self._tokens
+        count = tokens * output.numel()
+        mean_input, mean_square, _, mean_output_square, _, slope_square, zero, small = (whole / count).unbind()
+        energy = (output / tokens).square().mean() / mean_output_square
         values = (
-            sums["input"] / count,
-            (sums["input_squares"] / count).sqrt(),
-            sums["input_absmax"],
-            sums["output"].sum() / count,
-            (output_squares / count).sqrt(),
-            sums["output_absmax"],
-            torch.where(output_squares == 0, 0, (sums["output"] / tokens).square().sum() / (output_squares / tokens)),
-            sums["zero"] / count,
-            sums["small"] / count,
-            (sums["slope_max"] == 0).double().mean(),
-            (sums["slope_squares"] / count).sqrt(),
-            tokens,
+            mean_input,
+            mean_square.sqrt(),
+            whole[2],
+            output.sum() / count,
+            mean_output_square.sqrt(),
+            whole[4],
+            torch.where(mean_output_square == 0, 0, energy),
+            zero,
+            small,
+            (slope_max == 0).double().mean(),
+            slope_square.sqrt(),
+            torch.full_like(mean_input, float(tokens)),
         )
         return dict(zip(self.stats, values, strict=True))
 
@@ -93,25 +102,3 @@ def _slope(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         y = function(x.clone())  # it may write into its argument
         (slope,) = torch.autograd.grad(y, x, torch.ones_like(y))
     return slope
-
-
-def _sums(x: Tensor, y: Tensor, slope: Tensor, bound: Tensor) -> dict[str, Tensor]:
-    size = slope.abs()
-    return {
-        "count": torch.full((), float(x.numel()), dtype=torch.float64, device=x.device),
-        "tokens": torch.full((), float(x.shape[0]), dtype=torch.float64, device=x.device),
-        "input": x.sum(dtype=torch.float64),
-        "input_squares": sum_of_squares(x),
-        "input_absmax": absolute_maximum(x),
-        "output": y.sum(0, dtype=torch.float64),
-        "output_squares": widened(y).square().sum(0, dtype=torch.float64),
-        "output_absmax": absolute_maximum(y),
-        "zero": (size == 0).sum().double(),
-        "small": (size < bound).sum().double(),
-        "slope_squares": sum_of_squares(slope),
-        "slope_max": size.amax(0),
-    }
-
-
-def _joined(name: str, first: Tensor, second: Tensor) -> Tensor:
-    return torch.maximum(first, second) if name in _LARGEST else first + second

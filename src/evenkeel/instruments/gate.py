@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..functional._statistics import Magnitudes, Moments, absolute_maximum, by_channel, in_pieces
+from ..functional._statistics import Magnitudes, TensorStatistics, tensor_statistics
 from ..schema import SiteKind
 from ..tracing.events import Event, GateEvent
 from ._protocol import Stat
@@ -34,54 +34,46 @@ class GateInstrument:
 
     def __init__(self) -> None:
         self._sizes = Magnitudes()
-        self._product: Moments | None = None
-        self._sums: dict[str, Tensor] | None = None
+        self._statistics: tuple[TensorStatistics, TensorStatistics] | None = None
 
     def observe(self, event: Event) -> None:
         assert isinstance(event, GateEvent)
         if event.activated.numel() == 0:
             return
         self._sizes.add(event.activated)
-        gate, product = (by_channel(item, event.channel_dim) for item in (event.activated, event.product))
-        for a, made in in_pieces(gate, product):
-            self._take_in(_sums(a.double(), made), Moments.of(made))
+        channel_dim = event.channel_dim if event.activated.dim() > 1 else None
+        gate = tensor_statistics(event.activated, channel_dim=channel_dim)
+        self._take_in(gate, tensor_statistics(event.product))
 
     def merge(self, other: GateInstrument) -> None:
-        if other._sums is not None and other._product is not None:
+        if other._statistics is not None:
             self._sizes.merge(other._sizes)
-            self._take_in(other._sums, other._product)
+            self._take_in(*other._statistics)
 
-    def _take_in(self, sums: dict[str, Tensor], product: Moments) -> None:
-        self._product = product if self._product is None else self._product.merged(product)
-        if self._sums is None:
-            self._sums = sums
-            return
-        own = self._sums
-        extremes = {name: torch.maximum(own[name], sums[name]) for name in ("largest", "absmax")}
-        self._sums = {name: own[name] + sums[name] for name in sums} | extremes
+    def _take_in(self, gate: TensorStatistics, product: TensorStatistics) -> None:
+        own = self._statistics
+        self._statistics = (gate, product) if own is None else (own[0].merged(gate), own[1].merged(product))
 
     def read(self) -> Mapping[Stat, Tensor]:
-        if self._sums is None or self._product is None:
+        if self._statistics is None:
             return {}
-        tokens, total, squares = (self._sums[name] for name in ("tokens", "sum", "squares"))
-        within = (squares / tokens - (total / tokens).square()).clamp(min=0).mean()
-        variance = (squares.mean() / tokens - (total.mean() / tokens).square()).clamp(min=0)
+        gate, product = self._statistics
+        overall = gate.mean.mean()
+        within = gate.variance.mean()
+        variance = within + (gate.mean - overall).square().mean()
+        open_share = self._sizes.share_above(0.5 * (variance + overall.square()).sqrt())
+        tokens = gate.count.flatten()[0]
         values = (
-            self._sizes.share_above(0.5 * (squares.mean() / tokens).sqrt()),
-            torch.where(variance == 0, 0, within / variance),
-            self._sums["absmax"],
-            self._product.kurtosis,
-            (self._sums["largest"] == 0).double().mean(),
+            _sound(gate, open_share),
+            _sound(gate, torch.where(variance == 0, 0, within / variance)),
+            _sound(product, product.absolute_maximum),
+            _sound(product, product.kurtosis),
+            (gate.absolute_maximum == 0).double().mean(),
             tokens,
         )
         return dict(zip(self.stats, values, strict=True))
 
 
-def _sums(gate: Tensor, product: Tensor) -> dict[str, Tensor]:
-    return {
-        "tokens": torch.full((), float(gate.shape[0]), dtype=torch.float64, device=gate.device),
-        "sum": gate.sum(0),
-        "squares": gate.square().sum(0),
-        "largest": gate.abs().amax(0),
-        "absmax": absolute_maximum(product),
-    }
+def _sound(seen: TensorStatistics, value: Tensor) -> Tensor:
+    """NaN where NaN or infinities were among the values seen, which the statistics leave out."""
+    return torch.where((seen.nan + seen.infinite).sum() > 0, torch.nan, value)

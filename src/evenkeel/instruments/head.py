@@ -8,14 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..functional._statistics import PIECE, widened
+from ..functional._sums import TEMPERATURES, logit_statistics
 from ..schema import SiteKind
 from ..tracing.events import Event, HeadEvent
 from ._protocol import Stat
 
 _BINS = 15
-_SMALLEST = -87.0  # beside the maximum's e^0, e^-87 is nothing; below it exponentials are slow, and at −∞ 0·∞ is NaN
-_TEMPERATURES = tuple(2 ** (power / 6) for power in range(-12, 13))  # 1/4 to 4
 _SAMPLE = 2**21  # logits a call on which temperatures are tried
 
 
@@ -58,12 +56,12 @@ class HeadInstrument:
             self._with_targets = True
             wanted = (targets != event.ignore_index) & (targets >= 0) & (targets < classes)
         safe = torch.where(wanted, targets, 0)
-        step = max(1, PIECE // classes)
-        pieces = [_per_row(*piece) for piece in zip(event.logits.split(step), safe.split(step), strict=True)]
-        self._take_in(_sums(safe, wanted, *(torch.cat(column) for column in zip(*pieces, strict=True))))
-        if event.targets is not None:
-            stride = -(-rows // max(64, _SAMPLE // classes))
-            self._take_in(_temperatures(event.logits[::stride], safe[::stride], wanted[::stride]))
+        every = 0 if event.targets is None else -(-rows // max(64, _SAMPLE // classes))
+        described, heated = logit_statistics(event.logits, every)
+        below_top = event.logits.gather(1, safe.unsqueeze(1)).squeeze(1).double() - described[:, 2]
+        self._take_in(_sums(safe, wanted, below_top, described))
+        if every:
+            self._take_in({"temperature_loss": _losses(below_top[::every], wanted[::every], heated)})
 
     def merge(self, other: HeadInstrument) -> None:
         self._with_targets = self._with_targets or other._with_targets
@@ -92,36 +90,14 @@ class HeadInstrument:
             values["loss"] = sums["loss"] / rows
             values["accuracy"] = sums["correct"] / rows
             values["ece"] = (sums["bin_correct"] - sums["bin_top"]).abs().sum() / rows
-            grid = torch.tensor(_TEMPERATURES, dtype=torch.float64, device=rows.device)
+            grid = torch.tensor(TEMPERATURES, dtype=torch.float64, device=rows.device)
             values["optimal_temperature"] = grid.gather(0, sums["temperature_loss"].argmin(keepdim=True)).squeeze(0)
         return {stat: values[stat.name] for stat in self.stats if stat.name in values}
 
 
-def _per_row(logits: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-    """Each row's likeliest class, smallest logit, largest logit; with z = logit − largest: z_target, Σe^z, Σz·e^z."""
-    wide = widened(logits)
-    maximum, choice = wide.max(-1)
-    shifted = wide - maximum.unsqueeze(-1)
-    at_target = shifted.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    weights = shifted.clamp_(min=_SMALLEST).exp()
-    total = weights.sum(-1)
-    return choice, wide.amin(-1), maximum, at_target, total, weights.mul_(shifted).sum(-1)
-
-
-def _sums(
-    targets: Tensor,
-    wanted: Tensor,
-    choice: Tensor,
-    minimum: Tensor,
-    maximum: Tensor,
-    at_target: Tensor,
-    total: Tensor,
-    weighted: Tensor,
-) -> dict[str, Tensor]:
+def _sums(targets: Tensor, wanted: Tensor, at_target: Tensor, described: Tensor) -> dict[str, Tensor]:
     """Sums over the rows that are wanted."""
-    minimum, maximum, at_target, total, weighted = (
-        item.double() for item in (minimum, maximum, at_target, total, weighted)
-    )
+    choice, minimum, maximum, total, weighted = described.unbind(1)
     top = 1 / total
     correct = (choice == targets).double()
     bins = (top * _BINS).ceil().sub(1).nan_to_num(0).clamp(0, _BINS - 1).long()
@@ -146,13 +122,8 @@ def _sums(
     }
 
 
-def _temperatures(logits: Tensor, targets: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+def _losses(at_target: Tensor, wanted: Tensor, heated: Tensor) -> Tensor:
     """The summed loss of some rows at each temperature of the grid."""
-    wide = widened(logits)
-    shifted = wide - wide.amax(-1, keepdim=True)
-    at_target = shifted.gather(-1, targets.unsqueeze(-1)).squeeze(-1).double()
-    losses = []
-    for temperature in _TEMPERATURES:
-        total = torch.mul(shifted, 1 / temperature).exp_().sum(-1).double()
-        losses.append(torch.where(wanted, total.log() - at_target / temperature, 0).sum())
-    return {"temperature_loss": torch.stack(losses)}
+    temperatures = torch.tensor(TEMPERATURES, dtype=torch.float64, device=heated.device)
+    losses = heated.log() - at_target.unsqueeze(1) / temperatures
+    return torch.where(wanted.unsqueeze(1), losses, 0).sum(0)

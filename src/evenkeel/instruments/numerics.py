@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..functional._statistics import PIECE, absolute_maximum
+from ..functional._sums import sizes
 from ..schema import Phase, SiteKind
 from ..tracing.events import Event, GradientEvent, OutputEvent
 from ._protocol import Stat
@@ -32,12 +33,11 @@ class NumericsInstrument:
 
     def observe(self, event: Event) -> None:
         if isinstance(event, OutputEvent) and event.output.numel():
-            self._count("forward", _nonfinite(event.output))
-            largest = absolute_maximum(event.output)
-            limit = torch.full_like(largest, torch.finfo(event.output.dtype).max)
-            self._narrow(limit.log2() - largest.log2())
+            _, largest, nonfinite = sizes(event.output).unbind()
+            self._count("forward", nonfinite)
+            self._narrow(math.log2(torch.finfo(event.output.dtype).max) - largest.log2())
         elif isinstance(event, GradientEvent) and event.gradient.numel():
-            self._count("backward", _nonfinite(event.gradient))
+            self._count("backward", sizes(event.gradient)[2])
 
     def merge(self, other: NumericsInstrument) -> None:
         for phase, count in other._counts.items():
@@ -59,8 +59,3 @@ class NumericsInstrument:
         if self._headroom is not None:
             found[self.HEADROOM] = self._headroom
         return found
-
-
-def _nonfinite(values: Tensor) -> Tensor:
-    """0·x is 0 for every number and NaN for everything else; piece by piece it stays in cache."""
-    return torch.stack([torch.count_nonzero(piece * 0) for piece in values.reshape(-1).split(PIECE)]).sum()

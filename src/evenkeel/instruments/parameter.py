@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..functional._statistics import sum_of_squares
+from ..functional._sums import sizes
 from ..schema import SiteKind
 from ..tracing.events import Event, ParameterEvent
 from ._protocol import Stat
@@ -34,7 +34,7 @@ class ParameterInstrument:
         for name in ("weight", "gradient", "update"):
             values = getattr(event, name)
             if values is not None:
-                self._add(name, sum_of_squares(values) / max(1, values.numel()), 1)
+                self._add(name, sizes(values)[0] / max(1, values.numel()), 1)
 
     def merge(self, other: ParameterInstrument) -> None:
         for name, (total, count) in other._mean_squares.items():

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..functional._statistics import Magnitudes, absolute_maximum, sum_of_squares
+from ..functional._statistics import Magnitudes
+from ..functional._sums import sizes
 from ..schema import SiteKind
 from ..tracing.events import Event, GradientEvent, OutputEvent
 from ._protocol import Stat
@@ -34,10 +35,11 @@ class ResidualInstrument:
     def observe(self, event: Event) -> None:
         if isinstance(event, OutputEvent) and event.output.numel():
             self._sizes.add(event.output)
-            self._enlarge(absolute_maximum(event.output))
-            self._add("output", sum_of_squares(event.output), event.output.numel())
+            squares, largest, _ = sizes(event.output).unbind()
+            self._enlarge(largest)
+            self._add("output", squares, event.output.numel())
         elif isinstance(event, GradientEvent) and event.gradient.numel():
-            self._add("gradient", sum_of_squares(event.gradient), event.gradient.numel())
+            self._add("gradient", sizes(event.gradient)[0], event.gradient.numel())
 
     def merge(self, other: ResidualInstrument) -> None:
         self._sizes.merge(other._sizes)

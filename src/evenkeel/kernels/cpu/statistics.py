@@ -1,0 +1,441 @@
+"""Statistics of tensors in one pass over memory, in numba.
+
+A block of rows is read from memory once and stays in cache for all that needs it. Sums run in float64, where no float32
+overflows, even to the fourth power. A block's moments are taken about the mean so far, or its own where the two lie far
+apart, and merged by Pébay's formulas: neither a mean far from zero nor one that drifts costs digits. Loops run across
+channels, which are adjacent in memory; where there are few, several rows are laid side by side as one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from torch import Tensor
+
+from ._compile import as_array, fma, inline, kernel, magnitude, widen
+from ._threads import in_parallel
+from .softmax import larger
+
+_ROWS, _WIDTH = 128, 512  # of a block: in float32 a quarter of a level-two cache
+_BLOCK = 4096
+_LEAST = 2**16  # elements worth a thread
+_FAR = 100.0  # squared; up to there cancellation costs 10^4 of float64's 10^16
+_ZERO = np.float32(0)
+_SUMS = {"reassoc", "nsz", "contract"}
+
+# The rows of a table of moments; below and above each bound follow.
+COUNT, MEAN, SECOND, THIRD, FOURTH, MINIMUM, MAXIMUM, NAN, INFINITE, FIXED = range(10)
+
+
+@inline
+def _add_powers(values, first, stride, sums, width):
+    """Of four rows: sums of x − shift to the first four powers; the shifts are the first row of `sums`."""
+    a, b, c, d = first, first + stride, first + 2 * stride, first + 3 * stride
+    a, b, c, d = values[a : a + width], values[b : b + width], values[c : c + width], values[d : d + width]
+    for j in range(width):
+        shift, one = sums[j], sums[_WIDTH + j]
+        two, three, four = sums[2 * _WIDTH + j], sums[3 * _WIDTH + j], sums[4 * _WIDTH + j]
+        p, q = np.float64(widen(a[j])) - shift, np.float64(widen(b[j])) - shift
+        r, s = np.float64(widen(c[j])) - shift, np.float64(widen(d[j])) - shift
+        one += (p + q) + (r + s)
+        square = p * p
+        two, three, four = two + square, fma(square, p, three), fma(square, square, four)
+        square = q * q
+        two, three, four = two + square, fma(square, q, three), fma(square, square, four)
+        square = r * r
+        two, three, four = two + square, fma(square, r, three), fma(square, square, four)
+        square = s * s
+        two, three, four = two + square, fma(square, s, three), fma(square, square, four)
+        sums[_WIDTH + j] = one
+        sums[2 * _WIDTH + j], sums[3 * _WIDTH + j], sums[4 * _WIDTH + j] = two, three, four
+
+
+@inline
+def _add_powers_of_row(values, first, sums, width):
+    row = values[first : first + width]
+    for j in range(width):
+        p = np.float64(widen(row[j])) - sums[j]
+        square = p * p
+        sums[_WIDTH + j] += p
+        sums[2 * _WIDTH + j] += square
+        sums[3 * _WIDTH + j] += square * p
+        sums[4 * _WIDTH + j] += square * square
+
+
+@inline
+def _add_extremes(values, first, stride, extremes, width):
+    """Of four rows: minima, and `_WIDTH` further maxima."""
+    a, b, c, d = first, first + stride, first + 2 * stride, first + 3 * stride
+    a, b, c, d = values[a : a + width], values[b : b + width], values[c : c + width], values[d : d + width]
+    for j in range(width):
+        p, q, r, s = widen(a[j]), widen(b[j]), widen(c[j]), widen(d[j])
+        extremes[j] = min(extremes[j], min(min(p, q), min(r, s)))
+        extremes[_WIDTH + j] = max(extremes[_WIDTH + j], max(max(p, q), max(r, s)))
+
+
+@inline
+def _add_extremes_of_row(values, first, extremes, width):
+    row = values[first : first + width]
+    for j in range(width):
+        x = widen(row[j])
+        extremes[j] = min(extremes[j], x)
+        extremes[_WIDTH + j] = max(extremes[_WIDTH + j], x)
+
+
+@inline
+def _add_block(values, first, columns, rows, sums, width):
+    fours = rows // 4 * 4
+    sums[_WIDTH:] = 0.0
+    for r in range(0, fours, 4):
+        _add_powers(values, first + r * columns, columns, sums, width)
+    for r in range(fours, rows):
+        _add_powers_of_row(values, first + r * columns, sums, width)
+
+
+@inline
+def _find_extremes(values, first, columns, rows, extremes, width):
+    fours = rows // 4 * 4
+    extremes[:_WIDTH], extremes[_WIDTH:] = np.inf, -np.inf
+    for r in range(0, fours, 4):
+        _add_extremes(values, first + r * columns, columns, extremes, width)
+    for r in range(fours, rows):
+        _add_extremes_of_row(values, first + r * columns, extremes, width)
+
+
+@inline
+def _shift_is_far(sums, rows, width):
+    """Whether, somewhere in a block, mean and shift lie further apart than 10 standard deviations."""
+    inverse, far = 1 / np.float64(rows), 0.0
+    for j in range(width):
+        between = sums[_WIDTH + j] * sums[_WIDTH + j] * inverse
+        far += 1.0 if between > _FAR * (sums[2 * _WIDTH + j] - between) else 0.0
+    return far > 0
+
+
+@inline
+def _shift_to_means(sums, rows, width):
+    """Rounded to float32, so that equal values lie exactly at their shift."""
+    inverse = 1 / np.float64(rows)
+    for j in range(width):
+        sums[j] = np.float64(np.float32(sums[j] + sums[_WIDTH + j] * inverse))
+
+
+@inline
+def _any_not_finite(sums, width):
+    doubtful = 0.0
+    for j in range(width):
+        doubtful += sums[_WIDTH + j] * 0.0
+    return doubtful != 0.0
+
+
+@inline
+def _recentred(n, d, second, third, fourth):
+    """Central moments of n values from those about a point d below their mean."""
+    fourth = fourth - 4 * d * third + 6 * d * d * second - 3 * n * d * d * d * d
+    third = third - 3 * d * second + 2 * n * d * d * d
+    return second - n * d * d, third, fourth
+
+
+@inline
+def _merged(n, mean, second, third, fourth, m, other_mean, other_second, other_third, other_fourth):
+    """The moments of n and m values together, n + m > 0."""
+    total = n + m
+    d = other_mean - mean
+    share = d / total
+    product = n * m
+    fourth += other_fourth + d * share * share * share * product * (n * n - product + m * m)
+    fourth += 6 * share * share * (n * n * other_second + m * m * second) + 4 * share * (n * other_third - m * third)
+    third += other_third + d * share * share * product * (n - m) + 3 * share * (n * other_second - m * second)
+    second += other_second + d * share * product
+    return mean + share * m, second, third, fourth
+
+
+@inline
+def _take_in(sums, extremes, rows, table, left, columns, width):
+    """Merge a block's moments into columns of the table (flat, `columns` to a row)."""
+    n, inverse = np.float64(rows), 1 / np.float64(rows)
+    for j in range(width):
+        at = left + j
+        d = sums[_WIDTH + j] * inverse
+        second, third, fourth = _recentred(n, d, sums[2 * _WIDTH + j], sums[3 * _WIDTH + j], sums[4 * _WIDTH + j])
+        mean, second, third, fourth = _merged(
+            table[at],
+            table[columns + at],
+            table[2 * columns + at],
+            table[3 * columns + at],
+            table[4 * columns + at],
+            n,
+            sums[j] + d,
+            second,
+            third,
+            fourth,
+        )
+        table[at] += n
+        table[columns + at] = mean
+        table[2 * columns + at] = second
+        table[3 * columns + at] = third
+        table[4 * columns + at] = fourth
+    for j in range(width):
+        at = 5 * columns + left + j
+        table[at] = min(table[at], np.float64(extremes[j]))
+        table[columns + at] = max(table[columns + at], np.float64(extremes[_WIDTH + j]))
+
+
+@inline
+def _merge_column(table, at, count, moments, low, high):
+    """Merge one group of values into one column of a table."""
+    if count == 0:
+        return
+    old = table[:, at]
+    old[MEAN], old[SECOND], old[THIRD], old[FOURTH] = _merged(
+        old[COUNT],
+        old[MEAN],
+        old[SECOND],
+        old[THIRD],
+        old[FOURTH],
+        count,
+        moments[0],
+        moments[1],
+        moments[2],
+        moments[3],
+    )
+    old[COUNT] += count
+    old[MINIMUM], old[MAXIMUM] = min(old[MINIMUM], low), max(old[MAXIMUM], high)
+
+
+@inline
+def _take_in_column(values, first, stride, rows, table, at):
+    """Take in one channel of a block that holds something not finite, value by value."""
+    column = values[first : first + (rows - 1) * stride + 1 : stride]
+    count, total, low, high = 0.0, 0.0, np.inf, -np.inf
+    for i in range(column.size):
+        x = np.float64(widen(column[i]))
+        if math.isfinite(x):
+            count, total, low, high = count + 1, total + x, min(low, x), max(high, x)
+        elif x != x:
+            table[NAN, at] += 1
+        else:
+            table[INFINITE, at] += 1
+    if count == 0:
+        return
+    mean, d, second, third, fourth = total / count, 0.0, 0.0, 0.0, 0.0
+    for i in range(column.size):
+        p = np.float64(widen(column[i])) - mean
+        if math.isfinite(p):
+            d, second, third, fourth = d + p, second + p * p, third + p * p * p, fourth + p * p * p * p
+    d /= count
+    second, third, fourth = _recentred(count, d, second, third, fourth)
+    _merge_column(table, at, count, (mean + d, second, third, fourth), low, high)
+
+
+@inline
+def _compare(row, bound, counts, columns):
+    """Add to the counts below a bound, and `columns` further to those above it; infinities are neither."""
+    for j in range(row.size):
+        x = np.float64(widen(row[j]))
+        finite = magnitude(x) < np.inf
+        counts[j] += 1.0 if finite & (x < bound) else 0.0
+        counts[columns + j] += 1.0 if finite & (x > bound) else 0.0
+
+
+@kernel
+def _gather(values, table, bounds):
+    """Moments of each column of a matrix (flat, rows beside each other) into a table, which starts empty."""
+    columns = table.shape[1]
+    flat = table.reshape(-1)
+    sums, extremes = np.empty(5 * _WIDTH), np.empty(2 * _WIDTH, np.float32)
+    total_rows = values.size // columns
+    for top in range(0, total_rows, _ROWS):
+        rows = min(_ROWS, total_rows - top)
+        for left in range(0, columns, _WIDTH):
+            width = min(_WIDTH, columns - left)
+            first = top * columns + left
+            for j in range(width):  # about the mean so far, unless the first block or a drift of the mean forbids
+                sums[j] = np.float64(np.float32(flat[columns + left + j]))
+            _add_block(values, first, columns, rows, sums, width)
+            if _any_not_finite(sums, width):
+                for j in range(width):
+                    _take_in_column(values, first + j, columns, rows, table, left + j)
+            else:
+                if _shift_is_far(sums, rows, width):
+                    _shift_to_means(sums, rows, width)
+                    _add_block(values, first, columns, rows, sums, width)
+                _find_extremes(values, first, columns, rows, extremes, width)
+                _take_in(sums, extremes, rows, flat, left, columns, width)
+            for b in range(bounds.size):
+                counts = flat[(FIXED + 2 * b) * columns + left :]
+                for r in range(rows):
+                    start = first + r * columns
+                    _compare(values[start : start + width], bounds[b], counts, columns)
+
+
+@kernel
+def _join(table, other):
+    """Merge another table into this one; its columns go around where it has more."""
+    columns = table.shape[1]
+    for j in range(other.shape[1]):
+        new, at = other[:, j], j % columns
+        moments = new[MEAN], new[SECOND], new[THIRD], new[FOURTH]
+        _merge_column(table, at, new[COUNT], moments, new[MINIMUM], new[MAXIMUM])
+        for k in range(NAN, table.shape[0]):
+            table[k, at] += new[k]
+
+
+def _empty(height: int, columns: int) -> np.ndarray:
+    table = np.zeros((height, columns))
+    table[MINIMUM], table[MAXIMUM] = np.inf, -np.inf
+    return table
+
+
+def tensor_statistics(x: Tensor, bounds: tuple[float, ...], out: Tensor) -> None:
+    """Moments of each column of x (rows, columns), contiguous, into the table `out`."""
+    rows, columns = x.shape
+    values, limits = as_array(x).reshape(-1), np.array(bounds, np.float64)
+    table = out.numpy()
+    table[:] = _empty(*table.shape)
+    beside = max(1, _WIDTH // max(1, columns))
+    wide = beside * columns
+    parts: dict[int, np.ndarray] = {}
+
+    def gather(start: int, stop: int) -> None:
+        parts[start] = _empty(table.shape[0], wide)
+        _gather(values[start * wide : stop * wide], parts[start], limits)
+
+    in_parallel(gather, rows // beside, max(1, _LEAST // max(1, wide)))
+    rest = values[rows // beside * wide :]
+    if rest.size:
+        parts[rows] = _empty(*table.shape)
+        _gather(rest, parts[rows], limits)
+    for _, part in sorted(parts.items()):
+        _join(table, part)
+
+
+@inline(flags=_SUMS)
+def _square_sum(block):
+    total = 0.0
+    for i in range(block.size):
+        x = np.float64(widen(block[i]))
+        total += x * x
+    return total
+
+
+@inline
+def _largest(block):
+    """The largest |x|, NaN if there is one."""
+    top = _ZERO
+    for i in range(block.size):
+        top = larger(top, magnitude(widen(block[i])))
+    return top
+
+
+@inline
+def _count_not_finite(block):
+    count = 0
+    for i in range(block.size):
+        count += 0 if magnitude(widen(block[i])) < np.inf else 1
+    return count
+
+
+@kernel
+def _sizes(values, out):
+    total, top, count = 0.0, _ZERO, 0
+    for start in range(0, values.size, _BLOCK):
+        block = values[start : start + _BLOCK]
+        squares = _square_sum(block)
+        total += squares
+        top = larger(top, _largest(block))
+        if not math.isfinite(squares):
+            count += _count_not_finite(block)
+    out[0], out[1], out[2] = total, top, count
+
+
+def sizes(x: Tensor, out: Tensor) -> None:
+    """Σ x², the largest |x| and how many are NaN or infinite, of contiguous x."""
+    values = as_array(x).reshape(-1)
+    parts: dict[int, np.ndarray] = {}
+
+    def gather(start: int, stop: int) -> None:
+        parts[start] = np.zeros(3)
+        _sizes(values[start:stop], parts[start])
+
+    in_parallel(gather, values.size, _LEAST)
+    _combine(parts, out.numpy(), largest=(1,))
+
+
+def _combine(parts: dict[int, np.ndarray], out: np.ndarray, largest: tuple[int, ...]) -> None:
+    """Add up the parts in their order; of the rows named, the maximum instead."""
+    out[:] = 0
+    for _, part in sorted(parts.items()):
+        highest = [np.maximum(out[row], part[row]) for row in largest]
+        out += part
+        for row, value in zip(largest, highest, strict=True):
+            out[row] = value
+
+
+@inline(flags=_SUMS)
+def _slope_sums(slope, bound):
+    """Σ s², and how many |s| are 0 and how many below the bound."""
+    squares, zero, small = 0.0, 0, 0
+    for i in range(slope.size):
+        s = magnitude(widen(slope[i]))
+        squares += np.float64(s) * np.float64(s)
+        zero += 1 if s == _ZERO else 0
+        small += 1 if s < bound else 0
+    return squares, zero, small
+
+
+@inline(flags=_SUMS)
+def _sum(block):
+    total = 0.0
+    for i in range(block.size):
+        total += np.float64(widen(block[i]))
+    return total
+
+
+@inline
+def _add_to_channels(y, slope, channels, width):
+    """Σ y and, `width` further on, the largest |slope| of each channel."""
+    for j in range(width):
+        channels[j] += np.float64(widen(y[j]))
+    for j in range(width):
+        channels[width + j] = larger(channels[width + j], np.float64(magnitude(widen(slope[j]))))
+
+
+@kernel
+def _activation_sums(x, y, slope, bound, whole, channels):
+    """Of matrices (flat) with rows as wide as those of `channels`; both results start at 0."""
+    width = channels.shape[1]
+    flat = channels.reshape(-1)
+    size = max(1, _BLOCK // width) * width
+    for start in range(0, x.size, size):
+        block_x, block_y, block_s = x[start : start + size], y[start : start + size], slope[start : start + size]
+        whole[0] += _sum(block_x)
+        whole[1] += _square_sum(block_x)
+        whole[2] = larger(whole[2], np.float64(_largest(block_x)))
+        whole[3] += _square_sum(block_y)
+        whole[4] = larger(whole[4], np.float64(_largest(block_y)))
+        squares, zero, small = _slope_sums(block_s, bound)
+        whole[5] += squares
+        whole[6] += zero
+        whole[7] += small
+        for row in range(0, block_x.size, width):
+            _add_to_channels(block_y[row : row + width], block_s[row : row + width], flat, width)
+
+
+def activation_sums(x: Tensor, y: Tensor, slope: Tensor, bound: Tensor, whole: Tensor, channels: Tensor) -> None:
+    """As in functional/_sums.py; x, y and slope (rows, channels) are contiguous."""
+    width = x.shape[1]
+    arrays = [as_array(item).reshape(-1) for item in (x, y, slope)]
+    limit = np.float32(bound.item())
+    wholes: dict[int, np.ndarray] = {}
+    sides: dict[int, np.ndarray] = {}
+
+    def gather(start: int, stop: int) -> None:
+        wholes[start], sides[start] = np.zeros(8), np.zeros((2, width))
+        pieces = (array[start * width : stop * width] for array in arrays)
+        _activation_sums(*pieces, limit, wholes[start], sides[start])
+
+    in_parallel(gather, x.shape[0], max(1, _LEAST // width))
+    _combine(wholes, whole.numpy(), largest=(2, 4))
+    _combine(sides, channels.numpy(), largest=(1,))
