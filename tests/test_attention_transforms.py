@@ -10,6 +10,7 @@ from attention_cases import MANY, Case, named
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
+from evenkeel.functional import attention_statistics, score_statistics
 from evenkeel.functional._attention import attention
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -100,3 +101,22 @@ def test_operators_are_registered_in_order(dtype: torch.dtype, to_mask: bool):
         torch.ops.evenkeel.attention_statistics.default, (*tensors[:2], tensors[3], 0.5, 2.0, 3, 0), test_utils=tests
     )
     torch.library.opcheck(torch.ops.evenkeel.score_statistics.default, (tensors[3], None), test_utils=tests)
+
+
+@pytest.mark.parametrize("mask_batch", [None, 1, 2])
+def test_statistics_under_vmap_and_compiled(mask_batch: int | None):
+    """Over examples with masks of their own, or one for all; and as part of a compiled function."""
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(3, 2, 2, 9, 4, generator=generator) for _ in range(2))
+    masks = torch.rand(3, mask_batch or 1, 1, 9, 9, generator=generator) < 0.6
+
+    def entropy(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+        fused = attention_statistics(query, key, scale=0.5, causal=True, mask=mask).entropy
+        return fused + score_statistics(query @ key.mT, visible=mask).entropy
+
+    dim = 0 if mask_batch else None
+    shared = masks if mask_batch else masks[0]
+    alone = [entropy(query[place], key[place], masks[place if mask_batch else 0]) for place in range(3)]
+    torch.testing.assert_close(torch.func.vmap(entropy, (0, 0, dim))(query, key, shared), torch.stack(alone))
+    compiled = torch.compile(entropy, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(query[0], key[0], masks[0]), alone[0])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import attention as torch_passes
-from ._attention_tiles import Memory, Place, Scores, over, passes_for, product, rows_of, stacked
+from ._attention_tiles import Memory, Place, Scores, folded, folded_mask, over, passes_for, product, rows_of, stacked
 
 Options = tuple[float, float | None, int, int, bool]
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -172,7 +172,7 @@ def attend_backward_batched(
     """`attend_backward` over one more batch dimension."""
     size, to_mask, mask, sinks = info.batch_size, inputs[8], inputs[4], inputs[5]
     tensors = _folded(size, in_dims[1:6], inputs[1:6], keep_mask=not to_mask)
-    gradient, output, logsumexp = (_fold(inputs[place], in_dims[place], size) for place in (0, 6, 7))
+    gradient, output, logsumexp = (folded(inputs[place], in_dims[place], size) for place in (0, 6, 7))
     results = operator(gradient, *tensors, output, logsumexp, *inputs[8:])
     wanted = (True, True, True, to_mask, sinks is not None)
     found = [item.unflatten(0, (size, -1)) if own else item for item, own in zip(results, wanted, strict=True)]
@@ -182,16 +182,7 @@ def attend_backward_batched(
 
 
 def _folded(size: int, dims: tuple[int | None, ...], tensors: Any, keep_mask: bool) -> list[Tensor | None]:
-    """Query, key, value, mask and sinks with the extra dimension in their batch; a mask for all stays one if it may."""
-    query, key, value, sinks = (_fold(tensors[place], dims[place], size) for place in (0, 1, 2, 4))
-    mask, dim = tensors[3], dims[3]
-    if mask is not None and not (keep_mask and dim is None and mask.shape[0] == 1):
-        mask = mask.expand(size, *mask.shape) if dim is None else mask.movedim(dim, 0)
-        mask = mask.expand(-1, query.shape[0] // size, -1, -1, -1).flatten(0, 1)
+    """Query, key, value, mask and sinks with the extra dimension in their batch."""
+    query, key, value, sinks = (folded(tensors[place], dims[place], size) for place in (0, 1, 2, 4))
+    mask = folded_mask(tensors[3], dims[3], size, query.shape[0] // size, keep_mask)
     return [query, key, value, mask, sinks]
-
-
-def _fold(tensor: Tensor | None, dim: int | None, size: int) -> Any:
-    if tensor is None:
-        return None
-    return (tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)).flatten(0, 1)

@@ -18,6 +18,8 @@ from ._attention_tiles import (
     Place,
     Scores,
     computing_dtype,
+    folded,
+    folded_mask,
     key_blocks,
     over,
     passes_for,
@@ -86,6 +88,7 @@ def attention_statistics(
         )
     with torch.no_grad():
         before = EVERYWHERE if window is None else window - 1
+        mask = mask if mask is None else mask[(None,) * (4 - mask.dim())]
         rows = _from_query_and_key(query, key, mask, scale, softcap, before, 0 if causal else before)
     return AttentionStatistics(*rows.unbind())
 
@@ -96,6 +99,7 @@ def score_statistics(scores: Tensor, *, visible: Tensor | None = None) -> Attent
     scores: (batch, heads, queries, keys), scale and mask included. visible: broadcastable bool, True where a key may be
     seen; by default −inf, anything below half the dtype's minimum and anything below −0.99e9 is hidden.
     """
+    visible = visible if visible is None else visible[(None,) * (4 - visible.dim())]
     with torch.no_grad():
         return AttentionStatistics(*_from_scores(scores, visible).unbind())
 
@@ -156,13 +160,34 @@ def _rows_like(tensor: Tensor, *_: object) -> Tensor:
     return tensor.new_empty((9, *tensor.shape[:3]), dtype=torch.float64)
 
 
+def _batched_query_and_key(
+    info: Any, dims: tuple[int | None, ...], query: Tensor, key: Tensor, mask: Tensor | None, *rules: Any
+) -> tuple[Tensor, int]:
+    query, key = folded(query, dims[0], info.batch_size), folded(key, dims[1], info.batch_size)
+    mask = folded_mask(mask, dims[2], info.batch_size, query.shape[0] // info.batch_size)
+    return _from_query_and_key(query, key, mask, *rules).unflatten(1, (info.batch_size, -1)), 1
+
+
+def _batched_scores(
+    info: Any, dims: tuple[int | None, ...], scores: Tensor, visible: Tensor | None
+) -> tuple[Tensor, int]:
+    scores = folded(scores, dims[0], info.batch_size)
+    visible = folded_mask(visible, dims[1], info.batch_size, scores.shape[0] // info.batch_size)
+    return _from_scores(scores, visible).unflatten(1, (info.batch_size, -1)), 1
+
+
 _from_query_and_key = operator(
     "attention_statistics(Tensor query, Tensor key, Tensor? mask, float scale, float? softcap, int before, int after)"
     " -> Tensor",
     cpu=_of_query_and_key,
     composite=_of_query_and_key,
     fake=_rows_like,
+    vmap=_batched_query_and_key,
 )
 _from_scores = operator(
-    "score_statistics(Tensor scores, Tensor? visible) -> Tensor", cpu=_of_scores, composite=_of_scores, fake=_rows_like
+    "score_statistics(Tensor scores, Tensor? visible) -> Tensor",
+    cpu=_of_scores,
+    composite=_of_scores,
+    fake=_rows_like,
+    vmap=_batched_scores,
 )

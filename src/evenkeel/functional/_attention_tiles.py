@@ -175,3 +175,18 @@ def over(all_places: list[Place], passes: Any, work: Callable[[list[Place]], obj
         part(0, len(all_places))
     else:
         in_parallel(part, len(all_places), 1)
+
+
+def folded(tensor: Tensor | None, dim: int | None, size: int) -> Any:
+    """With the extra dimension of a vmap as part of the batch."""
+    if tensor is None:
+        return None
+    return (tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)).flatten(0, 1)
+
+
+def folded_mask(mask: Tensor | None, dim: int | None, size: int, batch: int, keep: bool = True) -> Tensor | None:
+    """The same for a mask, whose batch may be 1; one mask for all stays one if it may."""
+    if mask is None or (keep and dim is None and mask.shape[0] == 1):
+        return mask
+    mask = mask.expand(size, *mask.shape) if dim is None else mask.movedim(dim, 0)
+    return mask.expand(-1, batch, -1, -1, -1).flatten(0, 1)
