@@ -18,17 +18,29 @@ from ._activations import (
     softplus,
     tanh,
 )
+from ._attention import attention
 from ._attention_statistics import AttentionStatistics, attention_statistics, score_statistics
 from ._gates import CLAMPED_AT, bilinear, clamped_swiglu, gated, geglu, geglu_tanh, glu, reglu, swiglu
+from ._linear_losses import linear_cross_entropy
+from ._losses import cross_entropy
+from ._operators import OPERATORS
+from ._sigmoid_losses import sigmoid_cross_entropy
+from ._softmax import SoftmaxStatistics, log_softmax, logsumexp, naive_softmax, softmax, softmax_statistics
+from ._statistics import TensorStatistics, tensor_statistics
 
 __all__ = [
     "ACTIVATIONS",
     "CLAMPED_AT",
+    "OPERATORS",
     "Activation",
     "AttentionStatistics",
+    "SoftmaxStatistics",
+    "TensorStatistics",
+    "attention",
     "attention_statistics",
     "bilinear",
     "clamped_swiglu",
+    "cross_entropy",
     "elu",
     "gated",
     "geglu",
@@ -38,7 +50,11 @@ __all__ = [
     "glu",
     "identity",
     "leaky_relu",
+    "linear_cross_entropy",
+    "log_softmax",
+    "logsumexp",
     "mish",
+    "naive_softmax",
     "quick_gelu",
     "register_activation",
     "reglu",
@@ -46,8 +62,12 @@ __all__ = [
     "relu2",
     "score_statistics",
     "sigmoid",
+    "sigmoid_cross_entropy",
     "silu",
+    "softmax",
+    "softmax_statistics",
     "softplus",
     "swiglu",
     "tanh",
+    "tensor_statistics",
 ]

@@ -9,6 +9,9 @@ import torch
 
 _LIBRARY = torch.library.Library("evenkeel", "DEF")
 
+OPERATORS: list[str] = []
+"""The names of all operators that have a kernel."""
+
 
 def operator(
     schema: str,
@@ -26,6 +29,7 @@ def operator(
     Gradients are the caller's matter: a torch.autograd.Function around the operator costs less than a registered one.
     """
     name = schema.partition("(")[0]
+    OPERATORS.append(name)
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, composite, "CompositeExplicitAutograd")
     _LIBRARY.impl(name, cpu, "CPU")

@@ -10,8 +10,6 @@ from functools import cache
 
 import torch
 
-from ._compile import as_array
-
 _PARTS = 4  # per thread: a core that is busy elsewhere then holds up a quarter of its share
 _ALIGNED = 64  # elements; parts begin where vectors do
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -48,6 +46,8 @@ def in_parallel(function: Callable[[int, int], object], count: int, least: int) 
 
 def over_elements(kernel: Callable[..., None], least: int, *tensors: torch.Tensor) -> None:
     """Call a kernel over the elements of contiguous tensors of one size, the results among them."""
+    from ._compile import as_array  # here: threads are wanted where numba is not
+
     arrays = [as_array(tensor).reshape(-1) for tensor in tensors]
     in_parallel(lambda start, stop: kernel(*(array[start:stop] for array in arrays)), arrays[0].size, least)
 

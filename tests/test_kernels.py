@@ -1,0 +1,117 @@
+"""Kernels on a user's machine: their cache, their absence, their threads, and what `evenkeel doctor` says of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from evenkeel.functional import OPERATORS, silu
+from evenkeel.kernels.cpu._threads import in_parallel
+
+GELU = """
+import torch, evenkeel as ek
+from evenkeel.kernels.cpu import activations
+x = torch.linspace(-3, 3, 1000)
+print(float((ek.functional.gelu(x) - torch.nn.functional.gelu(x)).abs().max()) < 1e-6)
+print(sum(activations.forward("gelu", torch.float32).stats.cache_hits.values()))
+"""
+
+
+def python(code: str, **environment: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def doctor(*options: str, **environment: str) -> str:
+    command = [sys.executable, "-m", "evenkeel", "doctor", *options]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=True).stdout
+
+
+def test_a_kernel_is_compiled_once_and_then_read_from_disk(tmp_path: Path):
+    assert python(GELU, EVENKEEL_CACHE_DIR=str(tmp_path)) == ["True", "0"]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 1
+    assert python(GELU, EVENKEEL_CACHE_DIR=str(tmp_path)) == ["True", "1"]
+
+
+def test_a_broken_cache_file_is_compiled_anew(tmp_path: Path):
+    python(GELU, EVENKEEL_CACHE_DIR=str(tmp_path))
+    (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    file.write_bytes(file.read_bytes()[:100])
+    assert python(GELU, EVENKEEL_CACHE_DIR=str(tmp_path)) == ["True", "0"]
+    assert python(GELU, EVENKEEL_CACHE_DIR=str(tmp_path)) == ["True", "1"]
+
+
+def test_without_a_writable_cache_everything_works(tmp_path: Path):
+    blocked = tmp_path / "a file where a directory should be"
+    blocked.write_text("")
+    assert python(GELU, EVENKEEL_CACHE_DIR=str(blocked)) == ["True", "0"]
+    assert "EVENKEEL_CACHE_DIR to a directory that can" in doctor(EVENKEEL_CACHE_DIR=str(blocked))
+
+
+def test_importing_compiles_nothing_and_does_not_load_numba(tmp_path: Path):
+    code = "import sys, evenkeel.functional, evenkeel.nn; print('numba' in sys.modules)"
+    assert python(code, EVENKEEL_CACHE_DIR=str(tmp_path)) == ["False"]
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("how", ("a switch", "no numba"))
+def test_without_kernels_torch_does_the_work(how: str, tmp_path: Path):
+    environment = {"EVENKEEL_KERNELS": "off"}
+    if how == "no numba":
+        (tmp_path / "numba.py").write_text("raise ImportError('not for this platform')")
+        environment = {"PYTHONPATH": str(tmp_path)}
+    code = GELU.partition("print(sum")[0].replace("from evenkeel.kernels.cpu import activations\n", "")
+    assert python(code, **environment) == ["True"]
+    found = json.loads(doctor("--format", "json", **environment))
+    assert not found["kernels"]["available"]
+    assert {path for paths in found["functions"].values() for path in paths["cpu"].values()} == {"torch"}
+
+
+def test_the_doctor_names_every_operator_and_its_paths():
+    found = json.loads(doctor("--format", "json"))
+    assert list(found["functions"]) == OPERATORS
+    assert found["functions"]["pointwise"]["cpu"] == {
+        "float32": "kernel",
+        "bfloat16": "kernel",
+        "float16": "kernel",
+        "float64": "torch",
+    }
+    text = doctor()
+    assert all(len(line) <= 80 for line in text.splitlines()[2:]) and "pointwise" in text
+
+
+def test_parts_cover_everything_once_and_errors_come_out():
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            for count in (0, 1, 7, 1000, 4096):
+                seen: list[int] = []
+                in_parallel(lambda start, stop, seen=seen: seen.extend(range(start, stop)), count, 10)
+                assert sorted(seen) == list(range(count))
+        with pytest.raises(ZeroDivisionError):
+            in_parallel(lambda start, stop: 1 // 0, 1000, 1)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_kernel_inside_another_parallel_region_runs_alone():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        x = torch.randn(100_000)
+        results: list[torch.Tensor] = []
+        in_parallel(lambda start, stop: results.append(silu(x)), 2, 1)
+        assert all(torch.equal(result, silu(x)) for result in results)
+    finally:
+        torch.set_num_threads(before)
