@@ -57,7 +57,7 @@ def attend(
             if not sigmoid:
                 empty = total == 0
                 total.masked_fill_(empty, 1)
-                gathered.div_(total.unsqueeze(2))
+                gathered.div_(total.to(gathered.dtype).unsqueeze(2))
                 found = (maximum + total.log()).masked_fill_(empty, 0)
                 grouped_logsumexp[part_of] = found.view(shape)
             grouped[part_of] = gathered.view(*shape, values.shape[3])
