@@ -18,7 +18,7 @@ from ._activations import (
     softplus,
     tanh,
 )
-from ._attention import attention
+from ._attention import attention, scale_factor
 from ._attention_statistics import AttentionStatistics, attention_statistics, score_statistics
 from ._gates import CLAMPED_AT, bilinear, clamped_swiglu, gated, geglu, geglu_tanh, glu, reglu, swiglu
 from ._linear_losses import linear_cross_entropy
@@ -60,6 +60,7 @@ __all__ = [
     "reglu",
     "relu",
     "relu2",
+    "scale_factor",
     "score_statistics",
     "sigmoid",
     "sigmoid_cross_entropy",

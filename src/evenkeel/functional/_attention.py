@@ -74,7 +74,7 @@ def attention(
         raise UsageError(f"softcap is {softcap}; it must be above 0, or None for no cap")
     if window is not None and window < 1:
         raise UsageError(f"window is {window}; the smallest, 1, lets a query see its own position only")
-    factor = _factor(scale, query.shape[-1])
+    factor = scale_factor(scale, query.shape[-1])
     if mask is not None:
         mask = mask[(None,) * (4 - mask.dim())]
     plain = softcap is None and sinks is None and window is None and normalizer == "softmax"
@@ -90,7 +90,8 @@ def attention(
     return run(query, key, value, mask, sinks, factor, softcap, before, after, normalizer == "sigmoid")[0]
 
 
-def _factor(scale: Scale, head_dim: int) -> float:
+def scale_factor(scale: Scale, head_dim: int) -> float:
+    """The number that a scale stands for: 1/√head_dim, 1/head_dim, 1, or itself."""
     if isinstance(scale, str):
         if scale not in _SCALES:
             raise UsageError(f"scale is {scale!r}; it is one of {', '.join(map(repr, _SCALES))}, or a number")

@@ -61,7 +61,15 @@ class AttentionInstrument:
         else:
             assert event.query is not None and event.key is not None
             queries, keys = event.query.shape[2], event.key.shape[2]
-            rows = attention_statistics(event.query, event.key, scale=event.scale, causal=event.causal, mask=event.mask)
+            rows = attention_statistics(
+                event.query,
+                event.key,
+                scale=event.scale,
+                causal=event.causal,
+                mask=event.mask,
+                softcap=event.softcap,
+                window=event.window,
+            )
         if rows.visible.numel():
             self._take_in(_over_rows(rows, event.padded_queries), min(queries, keys) if event.causal else keys)
 

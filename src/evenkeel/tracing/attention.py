@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..functional import scale_factor
 from .call import Call
 from .events import AttentionEvent
 from .trace import Trace
@@ -37,6 +38,33 @@ def fused(trace: Trace, call: Call) -> Any:
         padded_queries=trace.frames.padding(query.shape[0], query.shape[2]),
     )
     trace.emit(trace.site("attention", "softmax"), event)
+    return result
+
+
+def own(trace: Trace, call: Call) -> Any:
+    """evenkeel.functional.attention(query, key, value, *, scale, causal, mask, softcap, sinks, window, normalizer)."""
+    result = call.run()
+    if not trace.frames.stack:
+        return result
+    options = call.kwargs
+    if options["normalizer"] == "sigmoid":
+        trace.not_measured("attention", "sigmoid", "no instrument reads sigmoid attention yet")
+    elif options["sinks"] is not None:
+        trace.not_measured("attention", "softmax", "no instrument reads attention with learned sinks yet")
+    else:
+        query, key = (as_computed(item.detach()) for item in call.args[:2])
+        mask = options["mask"]
+        event = AttentionEvent(
+            query=query,
+            key=key,
+            scale=scale_factor(options["scale"], query.shape[-1]),
+            causal=options["causal"],
+            mask=None if mask is None else mask.detach()[(None,) * (4 - mask.dim())],
+            softcap=options["softcap"],
+            window=options["window"],
+            padded_queries=trace.frames.padding(query.shape[0], query.shape[2]),
+        )
+        trace.emit(trace.site("attention", "softmax"), event)
     return result
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import functional
 from . import attention, pointwise
 from .call import Call
 from .events import GateEvent, HeadEvent
@@ -40,7 +41,10 @@ def handlers() -> dict[str, Handler]:
         where=_where,
         cross_entropy=_cross_entropy,
         nll_loss=_nll_loss,
+        linear_cross_entropy=_logits_never_seen,
+        sigmoid_cross_entropy=_sigmoid_head,
         scaled_dot_product_attention=attention.fused,
+        attention=attention.own,
         multi_head_attention_forward=attention.multi_head,
         flex_attention=attention.flexible,
     )
@@ -179,7 +183,13 @@ def _softmax(trace: Trace, call: Call) -> Any:
     dim = call.argument(1, "dim", -1)
     dim = -1 if dim is None else dim if dim < 0 else dim - scores.dim()
     tag = trace.tags[scores]
-    normalised = Normalised("softmax", trace.frames.path, scores, dim, tag.visible)
+    visible, mask = tag.visible, call.kwargs.get("mask")  # the mask and the temperature are evenkeel's own softmax's
+    if mask is not None:
+        visible = mask if visible is None else visible & mask
+    if (temperature := call.kwargs.get("temperature", 1.0)) != 1.0:
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            scores = scores.detach() / temperature
+    normalised = Normalised("softmax", trace.frames.path, scores, dim, visible)
     if tag.chosen is not None:
         normalised.router = tag.chosen
     trace.add_normalised(normalised)
@@ -244,14 +254,28 @@ def _where(trace: Trace, call: Call) -> Any:
 def _log_softmax(trace: Trace, call: Call) -> Any:
     result = call.run()
     assert call.source is not None
-    trace.tags.set(result, Tag(producer=trace.tags[call.source].producer, log_softmax_of=call.source))
+    if call.kwargs.get("temperature", 1.0) == 1.0:
+        trace.tags.set(result, Tag(producer=trace.tags[call.source].producer, log_softmax_of=call.source))
     return result
 
 
 def _cross_entropy(trace: Trace, call: Call) -> Any:
     result = call.run()
     assert call.source is not None
-    _loss(trace, call.source, call.argument(1, "target"), call.argument(4, "ignore_index", -100))
+    classes_first = call.func is not functional.cross_entropy
+    _loss(trace, call.source, call.argument(1, "target"), call.argument(4, "ignore_index", -100), classes_first)
+    return result
+
+
+def _logits_never_seen(trace: Trace, call: Call) -> Any:
+    result = call.run()
+    trace.not_measured("head", "softmax", "linear_cross_entropy never holds its logits: use cross_entropy to see them")
+    return result
+
+
+def _sigmoid_head(trace: Trace, call: Call) -> Any:
+    result = call.run()
+    trace.not_measured("head", "sigmoid", "no instrument reads a head of sigmoids yet")
     return result
 
 
@@ -264,11 +288,11 @@ def _nll_loss(trace: Trace, call: Call) -> Any:
     return result
 
 
-def _loss(trace: Trace, logits: Tensor, target: Any, ignore_index: int) -> None:
+def _loss(trace: Trace, logits: Tensor, target: Any, ignore_index: int, classes_first: bool = True) -> None:
     path = trace.tags[logits].producer
     if path is None and not trace.frames.stack:
         return  # a loss of something else than this model's output
-    classes_last = logits.movedim(1, -1) if logits.dim() > 2 else logits
+    classes_last = logits.movedim(1, -1) if classes_first and logits.dim() > 2 else logits
     rows = classes_last.detach().reshape(-1, classes_last.shape[-1])
     known = isinstance(target, Tensor) and not target.is_floating_point()
     targets = target.detach().reshape(-1) if known else None

@@ -41,6 +41,7 @@ class AttentionEvent:
     query (batch, heads, queries, head_dim); key (batch, key_heads, keys, head_dim) with heads a multiple of key_heads;
     mask broadcastable to (batch, heads, queries, keys): bool (True = visible) or additive float;
     causal is aligned top-left: query i sees keys j <= i.
+    softcap: c of c·tanh(score / c), before the mask; window: query i sees keys with |i - j| < window.
     scores (batch, heads, queries, keys): the softmax's own input, scale, mask and soft-cap included, hidden entries
     very negative; `visible` (broadcastable to scores, bool) where the model's mask was seen, else None.
     padded_queries (batch, queries), True where the query is known to be padding.
@@ -51,6 +52,8 @@ class AttentionEvent:
     scale: float = 1.0
     causal: bool = False
     mask: Tensor | None = None
+    softcap: float | None = None
+    window: int | None = None
     scores: Tensor | None = None
     visible: Tensor | None = None
     padded_queries: Tensor | None = None
