@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,3 +183,9 @@ def test_slopes_of_the_references_are_their_derivatives(name: str):
 def test_mean_energy_of_a_centred_function_is_zero():
     facts = FACTS["tanh"]
     assert isinstance(facts, Facts) and facts.mean_energy == 0
+
+
+def test_the_page_of_functions_is_current():
+    docs = Path(__file__).parents[1] / "docs"
+    made = subprocess.run([sys.executable, docs / "activations.py"], capture_output=True, text=True, check=True).stdout
+    assert made == (docs / "activations.md").read_text(), "run: python docs/activations.py > docs/activations.md"
