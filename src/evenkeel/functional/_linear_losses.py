@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from ..errors import UsageError
 from ._logit_chunks import Head, walk
 from ._losses import Reduction, check_call, check_smoothing, shares, summing_dtype
-from ._operators import operator
+from ._operators import is_differentiated, operator
 
 
 def _losses_alone(
@@ -144,7 +144,7 @@ class _Reduced(torch.autograd.Function):
         if factor is None:
             return (None,) * 11
         x, weight, bias, target, share, *ready = ctx.saved_tensors
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or _in_transform():
+        if torch.is_grad_enabled() or is_differentiated():
             ready = _Scaled.apply(x, weight, bias, factor, *ready)
         elif ctx.handed_over:
             ready = _Gradients.apply(x, weight, bias, target, share * factor, ctx.needed, *ctx.options)
@@ -152,11 +152,6 @@ class _Reduced(torch.autograd.Function):
             ctx.handed_over = True
             _scale(ready, factor)
         return *_where_needed(ready, ctx.needed), *(None,) * 8
-
-
-def _in_transform() -> bool:
-    """Inside torch.func's transforms, where a tensor may stand for a batch of them."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _scale(gradients: list[Tensor], factor: Tensor) -> None:
@@ -297,7 +292,7 @@ def linear_cross_entropy(
     check_smoothing(label_smoothing, z_loss)
     options = (float(temperature), float(softcap or 0), float(label_smoothing), float(z_loss), ignore_index)
     rows, classes = x.reshape(-1, x.shape[-1]), target.reshape(-1)
-    hidden = _in_transform()  # a tensor in there does not say whether its gradient is wanted
+    hidden = torch._C._are_functorch_transforms_active()  # a tensor in there does not say what is wanted of it
     needed = [
         item is not None and (hidden or (item.requires_grad and torch.is_grad_enabled())) for item in (x, weight, bias)
     ]

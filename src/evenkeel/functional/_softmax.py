@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ..errors import UsageError
 from ..kernels import cpu
-from ._operators import operator
+from ._operators import is_differentiated, operator
 from ._statistics import widened
 
 _COLDEST, _HOTTEST = 1e-30, 1e30  # within these float32 holds log2(e)/T
@@ -115,11 +115,13 @@ def _row_operator(
 
     def on_cpu(*arguments: Any) -> Tensor:
         *tensors, temperature = arguments
-        if not cpu.serves(*tensors) or not _COLDEST <= temperature <= _HOTTEST:
+        if not cpu.serves(*tensors):
             return composite(*arguments)
+        out = fake(*arguments)
+        if not _COLDEST <= temperature <= _HOTTEST:
+            return composite(*(item.double() for item in tensors), temperature).to(out.dtype)
         from ..kernels.cpu import softmax as kernels
 
-        out = fake(*arguments)
         length = tensors[0].shape[-1]
         rows = [item.contiguous().view(math.prod(item.shape[:-1]), length) for item in tensors]
         getattr(kernels, kernel)(*rows, out.view(rows[0].shape[0], *out.shape[tensors[0].dim() - 1 :]), temperature)
@@ -299,6 +301,19 @@ def _visible_rows(logits: Tensor, dim: int, temperature: float, mask: Tensor | N
     return logits.movedim(dim, -1)
 
 
+def _along(
+    function: type[torch.autograd.Function],
+    alone: Callable[..., Tensor],
+    logits: Tensor,
+    dim: int,
+    temperature: float,
+    mask: Tensor | None,
+) -> Tensor:
+    """A function of rows, or its operator alone where no derivative is wanted."""
+    rows = _visible_rows(logits, dim, temperature, mask)
+    return function.apply(rows, temperature) if is_differentiated(rows) else alone(rows, temperature)
+
+
 def check_temperature(temperature: float) -> None:
     """Raises UsageError unless it is a positive finite number."""
     if not 0 < temperature < math.inf:
@@ -323,7 +338,7 @@ def softmax(logits: Tensor, dim: int = -1, *, temperature: float = 1.0, mask: Te
     """
     if has_torch_function_unary(logits):
         return handle_torch_function(softmax, (logits,), logits, dim, temperature=temperature, mask=mask)
-    return _Softmax.apply(_visible_rows(logits, dim, temperature, mask), temperature).movedim(-1, dim)
+    return _along(_Softmax, _softmax, logits, dim, temperature, mask).movedim(-1, dim)
 
 
 def log_softmax(logits: Tensor, dim: int = -1, *, temperature: float = 1.0, mask: Tensor | None = None) -> Tensor:
@@ -335,7 +350,7 @@ def log_softmax(logits: Tensor, dim: int = -1, *, temperature: float = 1.0, mask
     """
     if has_torch_function_unary(logits):
         return handle_torch_function(log_softmax, (logits,), logits, dim, temperature=temperature, mask=mask)
-    return _LogSoftmax.apply(_visible_rows(logits, dim, temperature, mask), temperature).movedim(-1, dim)
+    return _along(_LogSoftmax, _log_softmax, logits, dim, temperature, mask).movedim(-1, dim)
 
 
 def logsumexp(logits: Tensor, dim: int = -1, *, temperature: float = 1.0, mask: Tensor | None = None) -> Tensor:
@@ -347,7 +362,7 @@ def logsumexp(logits: Tensor, dim: int = -1, *, temperature: float = 1.0, mask: 
     """
     if has_torch_function_unary(logits):
         return handle_torch_function(logsumexp, (logits,), logits, dim, temperature=temperature, mask=mask)
-    return _LogSumExp.apply(_visible_rows(logits, dim, temperature, mask), temperature)
+    return _along(_LogSumExp, _logsumexp, logits, dim, temperature, mask)
 
 
 def softmax_statistics(
@@ -362,7 +377,7 @@ def softmax_statistics(
     """
     if has_torch_function_unary(logits):
         return handle_torch_function(softmax_statistics, (logits,), logits, dim, temperature=temperature, mask=mask)
-    return SoftmaxStatistics(*_Statistics.apply(_visible_rows(logits, dim, temperature, mask), temperature).unbind(-1))
+    return SoftmaxStatistics(*_along(_Statistics, _statistics, logits, dim, temperature, mask).unbind(-1))
 
 
 def naive_softmax(logits: Tensor, dim: int = -1) -> Tensor:

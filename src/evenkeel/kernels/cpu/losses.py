@@ -19,7 +19,7 @@ from .softmax import anchor_of, logsumexp_of, maximum, power, scale_of
 _F = np.float32
 _ZERO, _ONE = _F(0), _F(1)
 _LN_2 = 0.6931471805599453
-_BLOCK = 4096
+_BLOCK = 1024
 _PART = 2**15  # elements worth a thread
 
 

@@ -37,7 +37,7 @@ _LOG2_E, _LN_2 = 1.4426950408889634, 0.6931471805599453
 _HEADROOM = _F(48)  # 2^48·V and its square are finite; below it lie 172 binades, more than float32 has
 _DEPTH = _F(124)
 _FAR = _F(2**20)
-_BLOCK = 4096
+_BLOCK = 1024
 _PART = 2**15  # elements worth a thread
 _SUMS = {"reassoc", "nsz"}
 
