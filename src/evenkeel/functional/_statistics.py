@@ -95,7 +95,7 @@ class TensorStatistics:
         )
         return TensorStatistics(
             n,
-            a.mean + share * b.count,
+            a.mean + d * (b.count / n.clamp(min=1)),
             second,
             third,
             fourth,
@@ -249,12 +249,31 @@ class Magnitudes:
 
     def median(self) -> Tensor:
         """The median, the mean of the two middle values for an even count; NaN where any value is."""
-        values = torch.cat(self._parts)
-        lower, upper = ((values.numel() + shift) // 2 for shift in (1, 2))
-        middle = values.kthvalue(lower).values.double()
-        if upper != lower:
-            middle = (middle + values.kthvalue(upper).values.double()) / 2
-        return torch.where(values.isnan().any(), torch.nan, middle)
+        return _median(torch.cat(self._parts))
+
+
+def _median_in_torch(sizes: Tensor) -> Tensor:
+    lower, upper = ((sizes.numel() + shift) // 2 for shift in (1, 2))
+    middle = sizes.kthvalue(lower).values.double()
+    if upper != lower:
+        middle = (middle + sizes.kthvalue(upper).values.double()) / 2
+    return torch.where(sizes.isnan().any(), torch.nan, middle)
+
+
+def _median_on_cpu(sizes: Tensor) -> Tensor:
+    if sizes.dtype != torch.float32 or not cpu.serves(sizes):
+        return _median_in_torch(sizes)
+    from ..kernels.cpu import statistics
+
+    return sizes.new_full((), statistics.median(sizes), dtype=torch.float64)
+
+
+_median = operator(
+    "median_size(Tensor sizes) -> Tensor",
+    cpu=_median_on_cpu,
+    composite=_median_in_torch,
+    fake=lambda sizes: sizes.new_empty((), dtype=torch.float64),
+)
 
 
 def _length(count: int, level: int) -> int:

@@ -148,7 +148,7 @@ def _merged(n, mean, second, third, fourth, m, other_mean, other_second, other_t
     fourth += 6 * share * share * (n * n * other_second + m * m * second) + 4 * share * (n * other_third - m * third)
     third += other_third + d * share * share * product * (n - m) + 3 * share * (n * other_second - m * second)
     second += other_second + d * share * product
-    return mean + share * m, second, third, fourth
+    return mean + d * (m / total), second, third, fourth
 
 
 @inline
@@ -439,3 +439,33 @@ def activation_sums(x: Tensor, y: Tensor, slope: Tensor, bound: Tensor, whole: T
     in_parallel(gather, x.shape[0], max(1, _LEAST // width))
     _combine(wholes, whole.numpy(), largest=(2, 4))
     _combine(sides, channels.numpy(), largest=(1,))
+
+
+@kernel
+def _selected(bits, rank):
+    """The value of a rank, from 0, of non-negative float32 numbers given by their bits, which sort as they do."""
+    counts = np.zeros(2**16, np.int64)
+    for i in range(bits.size):
+        counts[bits[i] >> 16] += 1
+    upper = 0
+    while rank >= counts[upper]:
+        rank -= counts[upper]
+        upper += 1
+    counts[:] = 0
+    for i in range(bits.size):
+        if bits[i] >> 16 == upper:
+            counts[bits[i] & 0xFFFF] += 1
+    lower = 0
+    while rank >= counts[lower]:
+        rank -= counts[lower]
+        lower += 1
+    return (upper << 16) + lower
+
+
+def median(sizes: Tensor) -> float:
+    """The median of non-negative float32 numbers, the mean of the middle two for an even count; NaN of any NaN."""
+    bits = as_array(sizes).view(np.uint32)
+    count = bits.size
+    ranks = (count - 1) // 2, count // 2, count - 1
+    low, high, last = np.array([_selected(bits, rank) for rank in ranks], np.uint32).view(np.float32).astype(np.float64)
+    return math.nan if math.isnan(last) else (low + high) / 2
