@@ -99,6 +99,7 @@ class _Chunk:
 
         @torch.no_grad()
         def part(start: int, stop: int) -> None:
+            total = found[start] = torch.empty_like(self.rows)
             for number in range(start, stop):
                 classes, weight, slopes = self.tile(number)
                 self.passes.differentiate_tile(
@@ -114,10 +115,7 @@ class _Chunk:
                     inverse_cap=1 / softcap if softcap else 0.0,
                 )
                 if to_rows is not None:
-                    if number == start:
-                        found[start] = torch.mm(slopes, weight)
-                    else:
-                        found[start].addmm_(slopes, weight)
+                    torch.addmm(total, slopes, weight, beta=int(number > start), out=total)
                 if to_weight is not None:
                     target = to_weight[classes]
                     torch.addmm(target, slopes.mT, self.rows, beta=kept, out=target)

@@ -37,6 +37,9 @@ def _write_sigmoid_slopes(row, out, inverse, factor):
 def _sigmoid_slopes(logits, targets, weights, out, temperature):
     inverse = 1 / temperature
     for r in range(logits.shape[0]):
+        if weights[r] == 0:
+            out[r, :] = narrow(_F(0), out)
+            continue
         factor = weights[r] / temperature
         _write_sigmoid_slopes(logits[r], out[r], inverse, factor)
         x = np.float64(widen(logits[r, targets[r]])) * inverse
