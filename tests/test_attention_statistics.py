@@ -137,6 +137,18 @@ def test_padding_in_every_form_of_mask(length: int, form: str):
     assert_exact(unknown, attention_scores(query, key, scale=scale), visible)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("hiding", ["minimum", -math.inf, -1e4])
+def test_masks_of_other_dtypes(dtype: torch.dtype, hiding: str | float):
+    """−10000 is hidden also where the format has no such number (bfloat16 rounds it to −9984)."""
+    query, key, scale = made(20, 20, largest=10.0)
+    visible = torch.rand(2, 1, 20, 20, generator=torch.Generator().manual_seed(4)) < 0.5
+    mask = torch.zeros(visible.shape, dtype=dtype)
+    mask = mask.masked_fill(~visible, torch.finfo(dtype).min if hiding == "minimum" else float(hiding))
+    found = read(AttentionEvent(query=query, key=key, scale=scale, mask=mask))
+    assert_exact(found, attention_scores(query, key, scale=scale), visible)
+
+
 @pytest.mark.parametrize("largest", SCALES)
 @pytest.mark.parametrize("length", LENGTHS)
 def test_alibi_is_part_of_the_score(length: int, largest: float):

@@ -20,7 +20,7 @@ from ._attention_blockwise import (
     shaped_backward,
 )
 from ._attention_dense import dense_attention
-from ._attention_tiles import EVERYWHERE
+from ._attention_tiles import are_grouped, check_softcap, reach
 from ._operators import is_differentiated, operator
 
 Scale = Literal["sqrt", "none", "dim"] | float
@@ -50,9 +50,9 @@ def attention(
     value_dim), heads a multiple of key_heads: head h attends with key head h // (heads / key_heads).
     scale: "sqrt" = 1/√head_dim, "dim" = 1/head_dim, "none" = 1, or a number. causal: query i sees keys j ≤ i (aligned
     top-left, as in torch). mask: broadcastable to (batch, heads, queries, keys); bool (True = visible) or added to the
-    scores, where −inf hides. softcap: c in logits; none by default. sinks: (heads,), a logit per head that takes its
-    share of the softmax and gives no value. window: query i sees keys with |i − j| < window. normalizer: "sigmoid" has
-    p = σ(score − log keys), each key by itself. A query that sees nothing gives zeros.
+    scores, where −inf and nothing else hides. softcap: c in logits; none by default. sinks: (heads,), a logit per head
+    that takes its share of the softmax and gives no value. window: query i sees keys with |i − j| < window.
+    normalizer: "sigmoid" has p = σ(score − log keys), each key by itself. A query that sees nothing gives zeros.
     All of one floating dtype, which the result has; bfloat16 and float16 are computed in float32. Memory beyond the
     result is O(queries + keys), forward and backward. Gradients to query, key, value, sinks and a float mask; second
     derivatives where torch's fused kernel is not taken, so always in float64, in O(queries·keys) memory.
@@ -70,10 +70,8 @@ def attention(
         raise UsageError(f"normalizer is {normalizer!r}; it is 'softmax' or 'sigmoid'")
     if normalizer == "sigmoid" and sinks is not None:
         raise UsageError("sinks take a share of a softmax, and normalizer='sigmoid' shares nothing; leave sinks out")
-    if softcap is not None and not softcap > 0:
-        raise UsageError(f"softcap is {softcap}; it must be above 0, or None for no cap")
-    if window is not None and window < 1:
-        raise UsageError(f"window is {window}; the smallest, 1, lets a query see its own position only")
+    check_softcap(softcap)
+    before, after = reach(causal, window)
     factor = scale_factor(scale, query.shape[-1])
     if mask is not None:
         mask = mask[(None,) * (4 - mask.dim())]
@@ -82,8 +80,6 @@ def attention(
         bias = mask if mask is None or mask.dtype == torch.bool else mask.to(query.dtype)
         grouped = query.shape[1] != key.shape[1]
         return F.scaled_dot_product_attention(query, key, value, bias, 0.0, causal, scale=factor, enable_gqa=grouped)
-    before = EVERYWHERE if window is None else window - 1
-    after = 0 if causal else before
     if sinks is not None:
         sinks = sinks.expand(query.shape[:2])
     run = _Attention.apply if is_differentiated(*given) else _attend
@@ -108,17 +104,8 @@ def _is_fused(query: Tensor, value: Tensor, mask: Tensor | None) -> bool:
     return mask is None or not mask.requires_grad
 
 
-def _fitting(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    if not query.dim() == key.dim() == value.dim() == 4:
-        return False
-    (batch, heads, _, head_dim), (_, key_heads, keys, _) = query.shape, key.shape
-    if key.shape != (batch, key_heads, keys, head_dim) or value.shape[:3] != key.shape[:3]:
-        return False
-    return heads % key_heads == 0 if key_heads else heads == 0
-
-
 def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sinks: Tensor | None) -> None:
-    if not _fitting(query, key, value):
+    if not are_grouped(query, key) or value.dim() != 4 or value.shape[:3] != key.shape[:3]:
         raise UsageError(
             f"query has shape {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)}; they must "
             "be (batch, heads, queries, head_dim), (batch, key_heads, keys, head_dim) and (batch, key_heads, keys, "

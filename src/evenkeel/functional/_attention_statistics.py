@@ -17,6 +17,8 @@ from ._attention_tiles import (
     Memory,
     Place,
     Scores,
+    are_grouped,
+    check_softcap,
     computing_dtype,
     folded,
     folded_mask,
@@ -24,6 +26,7 @@ from ._attention_tiles import (
     over,
     passes_for,
     places,
+    reach,
     stacked,
 )
 from ._operators import operator
@@ -77,19 +80,19 @@ def attention_statistics(
     |i − j| < window.
     Computed in float32 (float64 for float64 inputs) with float64 totals: with z = s − max the pass gathers Σe^z,
     Σz·e^z, Σe^2z, Σz and Σz², in O(queries) memory. Not differentiable.
-    Raises UsageError for shapes that do not fit. Source: the online softmax of Milakov and Gimelshein 2018, with the
-    sums of the entropy and of the second moments beside it.
+    Raises UsageError for shapes and options that do not fit.
+    Source: the online softmax of Milakov and Gimelshein 2018, with the sums of the entropy and of the second moments
+    beside it.
     """
-    batch, _, _, head_dim = query.shape
-    if query.shape[1] % max(1, key.shape[1]) or key.shape[0] != batch or key.shape[3] != head_dim:
+    if not are_grouped(query, key):
         raise UsageError(
             f"query has shape {tuple(query.shape)} and key {tuple(key.shape)}; both must be (batch, heads, length, "
             "head_dim) of one batch and head_dim, with the query's heads a multiple of the key's"
         )
+    check_softcap(softcap)
     with torch.no_grad():
-        before = EVERYWHERE if window is None else window - 1
         mask = mask if mask is None else mask[(None,) * (4 - mask.dim())]
-        rows = _from_query_and_key(query, key, mask, scale, softcap, before, 0 if causal else before)
+        rows = _from_query_and_key(query, key, mask, scale, softcap, *reach(causal, window))
     return AttentionStatistics(*rows.unbind())
 
 
@@ -109,8 +112,10 @@ def _hidden_below(dtype: torch.dtype) -> float:
 
 
 def _of_query_and_key(query: Tensor, key: Tensor, mask: Tensor | None, *rules: Any) -> Tensor:
-    lowest = _hidden_below(mask.dtype) if mask is not None and mask.dtype.is_floating_point else -math.inf
-    scores = Scores.of(query, key, mask, *rules, lowest, _TEN_THOUSAND)
+    hiding = (-math.inf, math.nan)
+    if mask is not None and mask.dtype.is_floating_point:
+        hiding = (_hidden_below(mask.dtype), float(torch.tensor(_TEN_THOUSAND, dtype=mask.dtype)))
+    scores = Scores.of(query, key, mask, *rules, *hiding)
 
     def tiles(place: Place, memory: Memory) -> Iterator[Tile]:
         rows = stacked(scores.query, place)

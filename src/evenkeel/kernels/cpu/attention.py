@@ -21,8 +21,10 @@ from ._compile import add_exponent, fma, inline, kernel, magnitude, with_sign
 
 _intrinsic: Any = extending.intrinsic
 
-# The score of a hidden key: no product gives just this number, and unlike −inf it costs an exponential nothing.
-_HIDDEN = np.float32(np.finfo(np.float32).min)
+# The score of a hidden key: neither a product nor a mask gives just this number (masks do have the one below it, the
+# least of all), and unlike −inf it costs an exponential nothing.
+_HIDDEN = np.nextafter(np.finfo(np.float32).min, np.float32(0))
+_NOTHING = np.float32(-np.inf)
 _LEAST = np.float32(-87.0)  # e^−87 is the last normal float32; beside the maximum's e^0 it is nothing
 _ZERO, _ONE, _TWO, _FOUR = (np.float32(number) for number in (0, 1, 2, 4))
 _ROUNDING = np.float32(1.5 * 2**23)
@@ -202,7 +204,7 @@ def _show(row, rules, h, g, r, start):
 
 @inline
 def _maximum(row):
-    found = _HIDDEN
+    found = _NOTHING
     for j in range(row.size):
         found = _larger(found, row[j])
     return found
@@ -244,7 +246,7 @@ def _gather_statistics(scores, rules, result, head):
         h, g, r, start, row = _reached(scores, rules, index)
         _show(row, rules, h, g, r, start)
         highest = _maximum(row)
-        if highest == _HIDDEN and np.all(row == _HIDDEN):  # a NaN shows in no maximum
+        if highest <= _HIDDEN and np.all(row == _HIDDEN):  # a NaN shows in no maximum
             continue
         sums = result[:, head + h * group + g, rules[3] + r]
         if sums[_COUNT] == 0:
