@@ -29,7 +29,7 @@ from evenkeel.functional._sums import (
 )
 from evenkeel.reference.statistics import tensor_statistics as by_definition
 
-BOUNDS = (-0.5, 0.1, 2.0)
+BOUNDS = (-0.5, 0.1, 2.0, math.inf)  # 0.1 lies between two floats
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -129,6 +129,15 @@ def test_shares_and_shape():
     assert tensor_statistics(x).skewness == pytest.approx((centred**3).mean() / (centred**2).mean() ** 1.5)
     assert tensor_statistics(x).kurtosis == pytest.approx((centred**4).mean() / (centred**2).mean() ** 2)
     assert tensor_statistics(x).absolute_maximum == x.max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_bound_between_two_floats(dtype: torch.dtype):
+    """0.1 as a float32 lies above 0.1, and −0.1 below −0.1; 0.5 is a float32 itself; 1e39 none has."""
+    x = torch.tensor([0.1, -0.1, 0.5, math.inf, -math.inf]).to(dtype)
+    found = tensor_statistics(x, bounds=(0.1, -0.1, 0.5, 1e39, -math.inf))
+    assert found.below.tolist() == [1, 1, 2, 3, 0]
+    assert found.above.tolist() == [2, 2, 0, 0, 3]
 
 
 def test_what_makes_no_sense_is_refused():
@@ -254,4 +263,4 @@ def test_operators_are_in_order(name: str):
 def test_fake_tensors_have_statistics_of_the_right_shape():
     with FakeTensorMode():
         found = tensor_statistics(torch.empty(4, 6), channel_dim=1, bounds=BOUNDS)
-        assert found.variance.shape == (6,) and found.below.shape == (3, 6)
+        assert found.variance.shape == (6,) and found.below.shape == (len(BOUNDS), 6)

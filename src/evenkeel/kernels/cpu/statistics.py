@@ -21,7 +21,7 @@ _ROWS, _WIDTH = 128, 512  # of a block: in float32 a quarter of a level-two cach
 _BLOCK = 4096
 _LEAST = 2**16  # elements worth a thread
 _FAR = 100.0  # squared; up to there cancellation costs 10^4 of float64's 10^16
-_ZERO = np.float32(0)
+_ZERO, _ONE, _INFINITY = np.float32(0), np.float32(1), np.float32(np.inf)
 _SUMS = {"reassoc", "nsz", "contract"}
 
 # The rows of a table of moments; below and above each bound follow.
@@ -111,6 +111,18 @@ def _shift_is_far(sums, rows, width):
         between = sums[_WIDTH + j] * sums[_WIDTH + j] * inverse
         far += 1.0 if between > _FAR * (sums[2 * _WIDTH + j] - between) else 0.0
     return far > 0
+
+
+@inline
+def _shift_to_row(row, sums):
+    for j in range(row.size):
+        sums[j] = np.float64(widen(row[j]))
+
+
+@inline
+def _shift_to_means_so_far(means, sums):
+    for j in range(means.size):
+        sums[j] = np.float64(np.float32(means[j]))
 
 
 @inline
@@ -230,13 +242,46 @@ def _take_in_column(values, first, stride, rows, table, at):
 
 
 @inline
-def _compare(row, bound, counts, columns):
-    """Add to the counts below a bound, and `columns` further to those above it; infinities are neither."""
-    for j in range(row.size):
-        x = np.float64(widen(row[j]))
-        finite = magnitude(x) < np.inf
-        counts[j] += 1.0 if finite & (x < bound) else 0.0
-        counts[columns + j] += 1.0 if finite & (x > bound) else 0.0
+def _less(x, bound):
+    return _ONE if (x < bound) & (x > -_INFINITY) else _ZERO
+
+
+@inline
+def _more(x, bound):
+    return _ONE if (x > bound) & (x < _INFINITY) else _ZERO
+
+
+@inline
+def _add_counts(values, first, stride, least, most, counts, width):
+    """Of four rows: how many numbers lie below `least`, and `_WIDTH` further above `most`; infinities do neither."""
+    a, b, c, d = first, first + stride, first + 2 * stride, first + 3 * stride
+    a, b, c, d = values[a : a + width], values[b : b + width], values[c : c + width], values[d : d + width]
+    for j in range(width):
+        p, q, r, s = widen(a[j]), widen(b[j]), widen(c[j]), widen(d[j])
+        counts[j] += (_less(p, least) + _less(q, least)) + (_less(r, least) + _less(s, least))
+        counts[_WIDTH + j] += (_more(p, most) + _more(q, most)) + (_more(r, most) + _more(s, most))
+
+
+@inline
+def _add_counts_of_row(values, first, least, most, counts, width):
+    row = values[first : first + width]
+    for j in range(width):
+        x = widen(row[j])
+        counts[j] += _less(x, least)
+        counts[_WIDTH + j] += _more(x, most)
+
+
+@kernel
+def _count_past(values, first, columns, rows, least, most, counts, table, width):
+    fours = rows // 4 * 4
+    counts[:] = _ZERO
+    for r in range(0, fours, 4):
+        _add_counts(values, first + r * columns, columns, least, most, counts, width)
+    for r in range(fours, rows):
+        _add_counts_of_row(values, first + r * columns, least, most, counts, width)
+    for j in range(width):
+        table[j] += np.float64(counts[j])
+        table[columns + j] += np.float64(counts[_WIDTH + j])
 
 
 @kernel
@@ -251,8 +296,10 @@ def _gather(values, table, bounds):
         for left in range(0, columns, _WIDTH):
             width = min(_WIDTH, columns - left)
             first = top * columns + left
-            for j in range(width):  # about the mean so far, unless the first block or a drift of the mean forbids
-                sums[j] = np.float64(np.float32(flat[columns + left + j]))
+            if top == 0:
+                _shift_to_row(values[first : first + width], sums)
+            else:
+                _shift_to_means_so_far(flat[columns + left : columns + left + width], sums)
             _add_block(values, first, columns, rows, sums, width)
             if _any_not_finite(sums, width):
                 for j in range(width):
@@ -263,11 +310,9 @@ def _gather(values, table, bounds):
                     _add_block(values, first, columns, rows, sums, width)
                 _find_extremes(values, first, columns, rows, extremes, width)
                 _take_in(sums, extremes, rows, flat, left, columns, width)
-            for b in range(bounds.size):
-                counts = flat[(FIXED + 2 * b) * columns + left :]
-                for r in range(rows):
-                    start = first + r * columns
-                    _compare(values[start : start + width], bounds[b], counts, columns)
+            for b in range(bounds.shape[0]):
+                past = flat[(FIXED + 2 * b) * columns + left :]
+                _count_past(values, first, columns, rows, bounds[b, 0], bounds[b, 1], extremes, past, width)
 
 
 @kernel
@@ -282,6 +327,15 @@ def _join(table, other):
             table[k, at] += new[k]
 
 
+def _in_float32(bounds: tuple[float, ...]) -> np.ndarray:
+    """For each bound the smallest float32 that is not below it, and the largest that is not above."""
+    with np.errstate(over="ignore"):
+        nearest = np.array(bounds, np.float32)
+    upper = np.where(nearest < bounds, np.nextafter(nearest, np.float32(np.inf)), nearest)
+    lower = np.where(nearest > bounds, np.nextafter(nearest, np.float32(-np.inf)), nearest)
+    return np.stack([upper, lower], 1).astype(np.float32)
+
+
 def _empty(height: int, columns: int) -> np.ndarray:
     table = np.zeros((height, columns))
     table[MINIMUM], table[MAXIMUM] = np.inf, -np.inf
@@ -291,7 +345,7 @@ def _empty(height: int, columns: int) -> np.ndarray:
 def tensor_statistics(x: Tensor, bounds: tuple[float, ...], out: Tensor) -> None:
     """Moments of each column of x (rows, columns), contiguous, into the table `out`."""
     rows, columns = x.shape
-    values, limits = as_array(x).reshape(-1), np.array(bounds, np.float64)
+    values, limits = as_array(x).reshape(-1), _in_float32(bounds)
     table = out.numpy()
     table[:] = _empty(*table.shape)
     beside = max(1, _WIDTH // max(1, columns))
