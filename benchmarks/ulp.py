@@ -73,8 +73,13 @@ def patterns(dtype: str, chunk: int) -> Tensor:
     """The chunk's bit patterns as numbers: every n-th, so that each chunk meets all magnitudes."""
     if dtype != "float32":
         return torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(getattr(torch, dtype))
-    bits = torch.arange(CHUNK, dtype=torch.int64) * FORMATS[dtype] + chunk
-    return torch.where(bits < 2**31, bits, bits - 2**32).to(torch.int32).view(torch.float32)
+    return (_every_nth() + chunk).view(torch.float32)
+
+
+@cache
+def _every_nth() -> Tensor:
+    bits = torch.arange(CHUNK, dtype=torch.int64) * FORMATS["float32"]
+    return torch.where(bits < 2**31, bits, bits - 2**32).to(torch.int32)
 
 
 def implementations(name: str, chunk: int) -> dict[str, Callable[[Tensor], Tensor]]:

@@ -23,14 +23,16 @@ def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         "model": model,
         "batches": batches,
         "loader": batches,
+        "torch": torch,
         "optimizer": torch.optim.AdamW(model.parameters()),
         "trainer": trainer(model, tmp_path, max_steps=2),
     }
     blocks = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         exec(block, names)
-    assert capsys.readouterr().out.count("LlamaForCausalLM") == len(blocks)
+    assert capsys.readouterr().out.count("LlamaForCausalLM") == 3  # inspected, watched, trained; then the functions
+    assert names["out"].shape == (1, 4, 16, 32) and names["loss"].dim() == 0
     assert main(["report", "run.sqlite"]) == 0
 
 
