@@ -8,12 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..functional import AttentionStatistics, attention_statistics, score_statistics
+from ..functional import attention_statistics, score_statistics
+from ..functional._attention_summary import AttentionSummary
 from ..schema import SiteKind
 from ..tracing.events import AttentionEvent, Event
 from ._protocol import Stat
-
-_MEANS = ("entropy", "participation", "softmax_gain", "sink_mass")
 
 
 class AttentionInstrument:
@@ -50,7 +49,7 @@ class AttentionInstrument:
     )
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] | None = None
+        self._summary: AttentionSummary | None = None
         self._most_keys = 0
 
     def observe(self, event: Event) -> None:
@@ -71,61 +70,33 @@ class AttentionInstrument:
                 window=event.window,
             )
         if rows.visible.numel():
-            self._take_in(_over_rows(rows, event.padded_queries), min(queries, keys) if event.causal else keys)
+            most_keys = min(queries, keys) if event.causal else keys
+            self._take_in(AttentionSummary.of(rows, event.padded_queries), most_keys)
 
     def merge(self, other: AttentionInstrument) -> None:
-        if other._sums is not None:
-            self._take_in(other._sums, other._most_keys)
+        if other._summary is not None:
+            self._take_in(other._summary, other._most_keys)
 
-    def _take_in(self, new: dict[str, Tensor], most_keys: int) -> None:
+    def _take_in(self, new: AttentionSummary, most_keys: int) -> None:
         self._most_keys = max(self._most_keys, most_keys)
-        self._sums = new if self._sums is None else _merged(self._sums, new)
+        self._summary = new if self._summary is None else self._summary.merged(new)
 
     def read(self) -> Mapping[Stat, Tensor]:
-        if self._sums is None:
+        if self._summary is None:
             return {}
-        sums = self._sums
-        rows, several = sums["rows"], sums["several"]
-        found = {stat: sums[stat.name] / rows for stat in self.stats if stat.name in _MEANS}
+        summary = self._summary
+        found = {
+            self.ENTROPY: summary.entropy / summary.rows,
+            self.PARTICIPATION: summary.participation / summary.rows,
+            self.SOFTMAX_GAIN: summary.softmax_gain / summary.rows,
+            self.SINK_MASS: summary.sink_mass / summary.rows,
+        }
         if self._most_keys >= 2:
-            found[self.ENTROPY_RELATIVE] = sums["entropy_relative"] / several
-            found[self.ENTROPY_RELATIVE_MIN] = torch.where(several > 0, sums["entropy_relative_min"], torch.nan)
-        found[self.MAX_LOGIT] = torch.where(rows > 0, sums["max_logit"], torch.nan)
-        found[self.SCORE_MEAN] = sums["score_mean"]
-        found[self.SCORE_STD] = (sums["score_deviation"] / sums["scores"]).sqrt()
-        found[self.MASKED_ROWS] = sums["masked_rows"]
+            several = summary.several
+            found[self.ENTROPY_RELATIVE] = summary.relative_entropy / several
+            found[self.ENTROPY_RELATIVE_MIN] = torch.where(several > 0, summary.least_relative_entropy, torch.nan)
+        found[self.MAX_LOGIT] = torch.where(summary.rows > 0, summary.maximum, torch.nan)
+        found[self.SCORE_MEAN] = summary.score_mean
+        found[self.SCORE_STD] = (summary.score_deviation / summary.scores).sqrt()
+        found[self.MASKED_ROWS] = summary.masked
         return found
-
-
-def _over_rows(rows: AttentionStatistics, padded: Tensor | None) -> dict[str, Tensor]:
-    """Sums over batch and queries, per head."""
-    wanted = torch.ones_like(rows.visible) if padded is None else (~padded)[:, None, :].expand_as(rows.visible).double()
-    one, two = (wanted * (rows.visible >= least) for least in (1, 2))
-    relative = rows.entropy / rows.visible.clamp(min=2).log()
-    scores = (one * rows.visible).sum((0, 2))
-    mean = (one * rows.visible * rows.score_mean).sum((0, 2)) / scores
-    deviation = rows.score_deviation + rows.visible * (rows.score_mean - mean[:, None]).square()
-    return {
-        "rows": one.sum((0, 2)),
-        "several": two.sum((0, 2)),
-        "masked_rows": (wanted * (rows.visible == 0)).sum((0, 2)),
-        **{name: torch.where(one > 0, getattr(rows, name), 0).sum((0, 2)) for name in _MEANS},
-        "entropy_relative": torch.where(two > 0, relative, 0).sum((0, 2)),
-        "entropy_relative_min": torch.where(two > 0, relative, torch.inf).amin((0, 2)),
-        "max_logit": torch.where(one > 0, rows.maximum, -torch.inf).amax((0, 2)),
-        "scores": scores,
-        "score_mean": mean,
-        "score_deviation": torch.where(one > 0, deviation, 0).sum((0, 2)),
-    }
-
-
-def _merged(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
-    found = {name: first[name] + second[name] for name in first}
-    found["entropy_relative_min"] = torch.minimum(first["entropy_relative_min"], second["entropy_relative_min"])
-    found["max_logit"] = torch.maximum(first["max_logit"], second["max_logit"])
-    means = [torch.where(item["scores"] > 0, item["score_mean"], 0) for item in (first, second)]
-    distance = means[1] - means[0]
-    share = second["scores"] / found["scores"]
-    found["score_mean"] = means[0] + distance * share
-    found["score_deviation"] += distance.square() * first["scores"] * share
-    return found
