@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from evenkeel.errors import UsageError
 from evenkeel.functional import _logit_chunks as chunks
 from evenkeel.functional._linear_losses import linear_cross_entropy
-from evenkeel.functional._losses import cross_entropy
+from evenkeel.functional._losses import Reduction, cross_entropy
 from evenkeel.functional._sigmoid_losses import sigmoid_cross_entropy
 from evenkeel.kernels import cpu
 from evenkeel.reference import losses as reference
@@ -24,7 +25,7 @@ from evenkeel.reference import losses as reference
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 EPSILON = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10, torch.float64: 2.0**-45}
 SHAPES = ((0, 4), (1,), (3, 63), (2, 5, 100), (7, 2000))
-OPTIONS = (
+OPTIONS: tuple[dict[str, Any], ...] = (
     {},
     {"temperature": 0.5},
     {"softcap": 5.0},
@@ -52,7 +53,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "_TILE", 48)
 
 
-def reduced(losses: Tensor, target: Tensor, reduction: str) -> Tensor:
+def reduced(losses: Tensor, target: Tensor, reduction: Reduction) -> Tensor:
     if reduction == "none":
         return losses
     return losses.sum() / max(1, int((target != -100).sum())) if reduction == "mean" else losses.sum()
@@ -78,7 +79,7 @@ def gradients(f, gradient: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
 @pytest.mark.parametrize(("f", "definition", "options"), CASES)
-def test_losses_and_gradients(f, definition, options, reduction: str, dtype: torch.dtype, poisoned: None):
+def test_losses_and_gradients(f, definition, options, reduction: Reduction, dtype: torch.dtype, poisoned: None):
     accuracy = EPSILON[dtype if dtype == torch.float64 else torch.float32]
     for shape in SHAPES:
         logits, target = case(shape, dtype)
@@ -100,7 +101,7 @@ def test_losses_and_gradients(f, definition, options, reduction: str, dtype: tor
 
 @pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
 @pytest.mark.parametrize("label_smoothing", (0.0, 0.1))
-def test_the_definition_is_that_of_torch(reduction: str, label_smoothing: float):
+def test_the_definition_is_that_of_torch(reduction: Reduction, label_smoothing: float):
     logits, target = case((6, 30), torch.float64)
     options = {"reduction": reduction, "label_smoothing": label_smoothing}
     assert torch.allclose(cross_entropy(logits, target, **options), F.cross_entropy(logits, target, **options))
@@ -114,7 +115,7 @@ def test_the_definition_is_that_of_torch(reduction: str, label_smoothing: float)
 @pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_head_without_its_logits(
-    options, reduction: str, dtype: torch.dtype, bias: bool, small_chunks: None, poisoned: None
+    options, reduction: Reduction, dtype: torch.dtype, bias: bool, small_chunks: None, poisoned: None
 ):
     for shape in ((0, 8, 5), (1, 8, 1), (2, 5, 12, 63), (9, 16, 200)):
         *tokens, width, classes = shape
@@ -122,12 +123,12 @@ def test_a_head_without_its_logits(
         inputs = (x, weight, torch.randn(classes).to(dtype)) if bias else (x, weight)
         _, target = case((*tokens, classes), dtype)
 
-        def head(x: Tensor, weight: Tensor, bias: Tensor | None = None, target: Tensor = target) -> Tensor:
-            return linear_cross_entropy(x, weight, target, bias=bias, reduction=reduction, **options)
+        def head(x: Tensor, weight: Tensor, bias: Tensor | None = None, labels: Tensor = target) -> Tensor:
+            return linear_cross_entropy(x, weight, labels, bias=bias, reduction=reduction, **options)
 
-        def definition(x: Tensor, weight: Tensor, bias: Tensor | None = None, target: Tensor = target) -> Tensor:
+        def definition(x: Tensor, weight: Tensor, bias: Tensor | None = None, labels: Tensor = target) -> Tensor:
             logits = F.linear(x, weight, bias)
-            return reduced(reference.cross_entropy(logits, target, **options), target, reduction)
+            return reduced(reference.cross_entropy(logits, labels, **options), labels, reduction)
 
         exact_inputs = tuple(item.double() for item in inputs)
         accuracy = EPSILON[dtype if dtype == torch.float64 else torch.float32]
@@ -147,7 +148,7 @@ def head_case() -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("wanted", ((0,), (1,), (2,), (0, 2)))
 @pytest.mark.parametrize("reduction", ("mean", "none"))
-def test_only_what_needs_a_gradient_gets_one(wanted: tuple[int, ...], reduction: str, small_chunks: None):
+def test_only_what_needs_a_gradient_gets_one(wanted: tuple[int, ...], reduction: Reduction, small_chunks: None):
     x, weight, target = head_case()
     inputs = (x, weight, torch.randn(90))
     for number in wanted:
@@ -157,6 +158,7 @@ def test_only_what_needs_a_gradient_gets_one(wanted: tuple[int, ...], reduction:
     cross_entropy(F.linear(*full), target, reduction=reduction).sum().backward()
     for number, (mine, other) in enumerate(zip(inputs, full, strict=True)):
         if number in wanted:
+            assert mine.grad is not None and other.grad is not None
             assert torch.allclose(mine.grad, other.grad, atol=1e-6)
         else:
             assert mine.grad is None
@@ -164,7 +166,8 @@ def test_only_what_needs_a_gradient_gets_one(wanted: tuple[int, ...], reduction:
 
 def test_gradients_that_were_handed_over_stay_as_they_are():
     x, weight, target = head_case()
-    x.requires_grad_(), weight.requires_grad_()
+    x.requires_grad_()
+    weight.requires_grad_()
     loss = linear_cross_entropy(x, weight, target)
     first = torch.autograd.grad(3 * loss, (x, weight), retain_graph=True)
     kept = [item.clone() for item in first]
@@ -178,7 +181,7 @@ def test_gradients_that_were_handed_over_stay_as_they_are():
 @pytest.mark.parametrize("options", (*OPTIONS[:2], EVERYTHING))
 @pytest.mark.parametrize("f", (cross_entropy, sigmoid_cross_entropy), ids=lambda f: f.__name__)
 @pytest.mark.parametrize("reduction", ("mean", "none"))
-def test_derivatives_of_first_and_second_order(f, options, reduction: str):
+def test_derivatives_of_first_and_second_order(f, options, reduction: Reduction):
     options = {k: v for k, v in options.items() if f is cross_entropy or k in ("temperature", "softcap")}
     logits, target = torch.randn(4, 6, dtype=torch.float64, requires_grad=True), torch.tensor([1, -100, 5, 0])
     assert torch.autograd.gradcheck(lambda x: f(x, target, reduction=reduction, **options), (logits,))
@@ -186,7 +189,7 @@ def test_derivatives_of_first_and_second_order(f, options, reduction: str):
 
 
 @pytest.mark.parametrize("reduction", ("mean", "none"))
-def test_the_head_has_first_derivatives_only(reduction: str, small_chunks: None):
+def test_the_head_has_first_derivatives_only(reduction: Reduction, small_chunks: None):
     x, weight, target = (item.double() if item.is_floating_point() else item for item in head_case())
     bias = torch.randn(90, dtype=torch.float64)
     inputs = tuple(item.requires_grad_() for item in (x, weight, bias))
@@ -230,15 +233,15 @@ def test_impossible_classes():
     loss = cross_entropy(logits, torch.tensor([2]))
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)), rel=1e-6)
     assert float(torch.autograd.grad(loss, logits)[0][0, 1]) == 0
-    assert float(cross_entropy(logits, torch.tensor([1]))) == math.inf
-    assert float(cross_entropy(logits, torch.tensor([2]), label_smoothing=0.1)) == math.inf
+    assert cross_entropy(logits, torch.tensor([1])).item() == math.inf
+    assert cross_entropy(logits, torch.tensor([2]), label_smoothing=0.1).item() == math.inf
 
 
 @given(st.integers(2, 50), st.floats(-100, 100), st.floats(0, 0.9), st.floats(0.2, 5))
 @settings(max_examples=40, deadline=None)
 def test_laws(classes: int, shift: float, smoothing: float, temperature: float):
     logits, target = torch.randn(5, classes, dtype=torch.float64), torch.randint(classes, (5,))
-    options = {"label_smoothing": smoothing, "temperature": temperature}
+    options: dict[str, Any] = {"label_smoothing": smoothing, "temperature": temperature}
     for item in (logits, logits.float()):
         losses = cross_entropy(item, target, reduction="none", **options)
         assert bool((losses >= 0).all())
@@ -264,7 +267,7 @@ def test_every_layout(f):
 
 @pytest.mark.parametrize("reduction", ("mean", "none"))
 @pytest.mark.parametrize("f", (cross_entropy, sigmoid_cross_entropy), ids=lambda f: f.__name__)
-def test_function_transforms_and_compilation(f, reduction: str):
+def test_function_transforms_and_compilation(f, reduction: Reduction):
     logits, target = case((5, 8), torch.float32)
 
     def total(logits: Tensor, target: Tensor = target) -> Tensor:
@@ -283,7 +286,7 @@ def test_function_transforms_and_compilation(f, reduction: str):
 
 
 @pytest.mark.parametrize("reduction", ("mean", "none"))
-def test_function_transforms_and_compilation_of_the_head(reduction: str, small_chunks: None):
+def test_function_transforms_and_compilation_of_the_head(reduction: Reduction, small_chunks: None):
     x, weight, target = head_case()
 
     def total(x: Tensor, weight: Tensor, target: Tensor = target) -> Tensor:
@@ -337,7 +340,9 @@ def test_without_kernels_the_torch_path_agrees(monkeypatch: pytest.MonkeyPatch, 
         found = []
         for options in OPTIONS:
             found += gradients(lambda x, o=options: cross_entropy(x, target, **o), torch.ones(()), logits)
-            found += gradients(lambda *i, o=options: linear_cross_entropy(*i, target, **o), torch.ones(()), x, weight)
+            found += gradients(
+                lambda x, w, o=options: linear_cross_entropy(x, w, target, **o), torch.ones(()), x, weight
+            )
         return found + list(gradients(lambda x: sigmoid_cross_entropy(x, target), torch.ones(()), logits))
 
     fast = everything()
@@ -390,7 +395,7 @@ def test_usage_errors_say_what_to_type():
         with pytest.raises(UsageError, match=r"target\.long\(\)"):
             f(logits, target.float())
         with pytest.raises(UsageError, match="average"):
-            f(logits, target, reduction="average")
+            f(logits, target, reduction="average")  # pyright: ignore[reportArgumentType]
         with pytest.raises(UsageError, match="softcap is 0"):
             f(logits, target, softcap=0)
         with pytest.raises(UsageError, match="temperature is -1"):

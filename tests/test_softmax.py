@@ -181,7 +181,7 @@ def test_a_row_with_nothing_visible_has_no_gradient():
     mask = torch.tensor([[True] * 5, [False] * 5])
     for f in (softmax, logsumexp, lambda x, mask: log_softmax(x, mask=mask), softmax_statistics):
         result = f(x.requires_grad_(), mask=mask)
-        total = sum(item[0].sum() for item in (result if isinstance(result, tuple) else (result,)))
+        total = torch.stack([item[0].sum() for item in (result if isinstance(result, tuple) else (result,))]).sum()
         (gradient,) = torch.autograd.grad(total, x)
         assert not gradient.isnan().any() and not gradient[1].any()
 

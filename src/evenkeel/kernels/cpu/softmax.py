@@ -139,19 +139,29 @@ def _write_constants(row, out, at_infinity, elsewhere):
         out[i] = narrow(_F(at_infinity) if widen(row[i]) == _ALL else _F(elsewhere), out)
 
 
+@inline(flags=_SUMS)
+def _block_powers(row, out, scale, offset, anchor, floor):
+    total = _ZERO
+    for i in range(row.size):
+        e = power(widen(row[i]), scale, offset, anchor, floor)
+        out[i] = e
+        total += e
+    return total
+
+
 @inline
-def _write_powers(row, out, factor, scale, offset, anchor, floor):
-    """factor·power, the factor in two float32 parts, so that no error is common to a row."""
+def _write_multiples(row, out, factor):
+    """The factor in two float32 parts, so that no error is common to a row."""
     first = _F(factor)
     second = _F(factor - np.float64(first))
     for i in range(row.size):
-        e = power(widen(row[i]), scale, offset, anchor, floor)
-        out[i] = narrow(fma(e, first, e * second), out)
+        out[i] = narrow(fma(row[i], first, row[i] * second), out)
 
 
 @kernel
 def _softmax(logits, out, temperature):
     scale = scale_of(temperature)
+    powers = np.empty(logits.shape[1], np.float32)  # of one row, for as long as it lies in cache
     for r in range(logits.shape[0]):
         row, target = logits[r], out[r]
         top = maximum(row)
@@ -163,8 +173,11 @@ def _softmax(logits, out, temperature):
             _write_constants(row, target, top, top)
         else:
             offset, anchor, floor = anchor_of(top, scale)
-            total = sum_of_powers(row, scale, offset, anchor, floor)
-            _write_powers(row, target, 1 / total, scale, offset, anchor, floor)
+            total = 0.0
+            for start in range(0, row.size, _BLOCK):
+                stop = start + _BLOCK
+                total += np.float64(_block_powers(row[start:stop], powers[start:stop], scale, offset, anchor, floor))
+            _write_multiples(powers, target, 1 / total)
 
 
 @inline
