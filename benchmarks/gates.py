@@ -18,7 +18,6 @@ from evenkeel.functional import gated
 from evenkeel.functional._gates import _product_by_definition
 from evenkeel.kernels.cpu import gates
 
-ROWS, COLUMNS = 512, 11008
 BY_TORCH: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -34,9 +33,9 @@ def relative_error(result: Tensor, name: str, gate: Tensor, up: Tensor) -> str:
     return f"{float(error.max()):.1e}"
 
 
-def forward(dtype: torch.dtype) -> Contest:
-    """One pass over 512 x 11008 numbers, everyone into memory that is there; and each with a fresh result."""
-    gate, up, out = (torch.randn(ROWS, COLUMNS).to(dtype) for _ in range(3))
+def forward(shape: tuple[int, int], dtype: torch.dtype) -> Contest:
+    """One pass over the numbers, everyone into memory that is there; and each with a fresh result."""
+    gate, up, out = (torch.randn(shape).to(dtype) for _ in range(3))
     contest = Contest("torch.add of three tensors", lambda: torch.add(gate, up, out=out))
     contest.add("torch.add, fresh result", lambda: torch.add(gate, up))
     for name, function in BY_TORCH.items():
@@ -52,10 +51,10 @@ def forward(dtype: torch.dtype) -> Contest:
     return contest
 
 
-def both_ways(dtype: torch.dtype) -> Contest:
+def both_ways(shape: tuple[int, int], dtype: torch.dtype) -> Contest:
     """Forward and backward through autograd, fresh results everywhere."""
-    gate, up = (torch.randn(ROWS, COLUMNS).to(dtype).requires_grad_() for _ in range(2))
-    gradient = torch.randn(ROWS, COLUMNS).to(dtype)
+    gate, up = (torch.randn(shape).to(dtype).requires_grad_() for _ in range(2))
+    gradient = torch.randn(shape).to(dtype)
     contest = Contest("torch.add of three tensors", lambda: torch.add(gate.detach(), up.detach()))
 
     def step(product: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -73,6 +72,7 @@ def main() -> None:
     """Run every contest at one and at two threads and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--shape", type=int, nargs=2, default=[512, 11008], help="rows and columns")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     arguments = parser.parse_args()
@@ -81,9 +81,10 @@ def main() -> None:
         for dtype in (getattr(torch, name) for name in arguments.dtypes):
             for title, make in (("forward", forward), ("forward and backward", both_ways)):
                 torch.compiler.reset()  # a change of threads makes everything compile again
-                contest = make(dtype)
+                contest = make(tuple(arguments.shape), dtype)
                 seconds = run(contest, arguments.rounds)
-                draw(contest, seconds, f"{title}, {ROWS} x {COLUMNS}, {dtype}, {threads} thread{'s' * (threads > 1)}")
+                shown = " x ".join(map(str, arguments.shape))
+                draw(contest, seconds, f"{title}, {shown}, {dtype}, threads: {threads}")
 
 
 if __name__ == "__main__":
