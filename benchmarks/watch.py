@@ -1,6 +1,7 @@
 """What watching costs: one training step of a GPT, bare and under each way of looking inside, as ratios to bare.
 
-All ways take turns in one process on the same model and batch, so that they share whatever the machine is doing.
+All ways take turns in one process on the same model and batch, so that they share whatever the machine is doing. A
+second table says what each instrument has of the cost of a measured step.
 
 `--rounds N` sets the repetitions; the other options (see `--help`) make the model smaller.
 """
@@ -13,8 +14,9 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -25,6 +27,8 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import evenkeel as ek
+from evenkeel.instruments import INSTRUMENTS
+from evenkeel.measuring import Measurement
 
 THREADS = 2
 PERIOD = 50
@@ -153,6 +157,64 @@ def measure(training: Training, rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
+class Shares:
+    """Seconds spent in each instrument, and in reading them all, while a step is measured."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count what happens inside; the classes are as they were afterwards."""
+        places = [(name, instrument, "observe") for name, instrument in INSTRUMENTS.items()]
+        with ExitStack() as stack:
+            for name, owner, method in (*places, ("reading them", Measurement, "readings")):
+                original = getattr(owner, method)
+                stack.callback(setattr, owner, method, original)
+                setattr(owner, method, self._timed(name, original))
+            yield
+
+    def _timed(self, name: str, method: Callable[..., object]) -> Callable[..., object]:
+        def timed(*arguments: object, **options: object) -> object:
+            start = time.perf_counter()
+            try:
+                return method(*arguments, **options)
+            finally:
+                self.seconds[name] += time.perf_counter() - start
+
+        return timed
+
+
+def measure_shares(training: Training, rounds: int) -> tuple[Shares, dict[str, list[float]]]:
+    """A bare step and a measured one with update ratios in turn, with what each instrument takes of the second."""
+    shares = Shares()
+    seconds: dict[str, list[float]] = {"bare": [], "measured": []}
+    with contextmanager(watched)(training, measured=True, updates=True) as step:
+        step()
+        for _ in range(rounds):
+            for name, contender in (("bare", training.step), ("measured", step)):
+                with shares.counted() if contender is step else nullcontext():
+                    start = time.perf_counter()
+                    contender()
+                    seconds[name].append(time.perf_counter() - start)
+    return shares, seconds
+
+
+def draw_shares(shares: Shares, seconds: dict[str, list[float]]) -> None:
+    """Print mean milliseconds a step and their share of a bare step."""
+    bare_step, measured = (statistics.mean(seconds[name]) for name in ("bare", "measured"))
+    rounds = len(seconds["measured"])
+    spent = {name: total / rounds for name, total in sorted(shares.seconds.items(), key=lambda item: -item[1])}
+    spent["tracing, copies of weights, the record"] = measured - bare_step - sum(spent.values())
+    table = Table(title="what a measured step with update ratios takes beyond a bare one, means", title_justify="left")
+    table.add_column("instrument")
+    table.add_column("ms", justify="right")
+    table.add_column("of a bare step", justify="right")
+    for name, value in {**spent, "all": measured - bare_step}.items():
+        table.add_row(name, f"{value * 1e3:.1f}", f"{value / bare_step:.1%}")
+    Console(width=120).print(table)
+
+
 def draw(seconds: dict[str, list[float]], title: str) -> None:
     """Print seconds and ratios to bare; the ratio of a round is taken within the round."""
     share = 1 / PERIOD
@@ -182,14 +244,17 @@ def draw(seconds: dict[str, list[float]], title: str) -> None:
 def main() -> None:
     """Parse the sizes, measure, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=THREADS)
     sizes = {"rounds": 5, "layers": 6, "width": 512, "heads": 8, "vocabulary": 50257, "tokens": 512, "batch": 4}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     arguments = parser.parse_args()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(arguments.threads)
     before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as directory:
-        seconds = measure(Training(arguments, Path(directory)), arguments.rounds)
+        training = Training(arguments, Path(directory))
+        seconds = measure(training, arguments.rounds)
+        shares = measure_shares(training, arguments.rounds)
     title = (
         f"GPT, {arguments.layers} layers, d={arguments.width}, {arguments.heads} heads, "
         f"vocabulary {arguments.vocabulary:,}, T={arguments.tokens}, batch {arguments.batch}, float32, AdamW; "
@@ -198,6 +263,7 @@ def main() -> None:
         f"load {before:.1f} before, {os.getloadavg()[0]:.1f} after"
     )
     draw(seconds, title)
+    draw_shares(*shares)
 
 
 if __name__ == "__main__":

@@ -202,10 +202,8 @@ def test_activation_sums(shape: tuple[int, int], dtype: torch.dtype):
     x, y, slope = ((drawn(*shape, seed=seed) * 2).to(dtype) for seed in range(3))
     slope[slope < 0] = 0
     bound = torch.tensor(0.25, dtype=dtype)
-    found, expected = (
-        activation_sums(x, y, slope, bound),
-        _activation_in_torch(*(v.double() for v in (x, y, slope)), bound),
-    )
+    found = activation_sums(x, y, slope, bound)
+    expected = _activation_in_torch(x.double(), y.double(), slope.double(), bound)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-9)
 

@@ -167,7 +167,9 @@ def tensor_statistics(x: Tensor, *, channel_dim: int | None = None, bounds: Sequ
     table = _statistics(values, limits)
     if channel_dim is None:
         table = table.squeeze(-1)
-    return TensorStatistics(*table[:_FIXED].unbind(), limits, table[_FIXED::2], table[_FIXED + 1 :: 2])
+    count, mean, second, third, fourth, minimum, maximum, nan, infinite = table[:_FIXED].unbind()
+    below, above = table[_FIXED::2], table[_FIXED + 1 :: 2]
+    return TensorStatistics(count, mean, second, third, fourth, minimum, maximum, nan, infinite, limits, below, above)
 
 
 def _statistics_in_torch(x: Tensor, bounds: Sequence[float]) -> Tensor:

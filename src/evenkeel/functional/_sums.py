@@ -37,10 +37,10 @@ def _sizes_in_torch(x: Tensor) -> Tensor:
 def _sizes_on_cpu(x: Tensor) -> Tensor:
     if not cpu.serves(x):
         return _sizes_in_torch(x)
-    from ..kernels.cpu import statistics
+    from ..kernels.cpu import sums
 
     out = torch.empty(3, dtype=torch.float64)
-    statistics.sizes(in_memory_order(x), out)
+    sums.sizes(in_memory_order(x), out)
     return out
 
 
@@ -65,10 +65,10 @@ def _activation_in_torch(x: Tensor, y: Tensor, slope: Tensor, bound: Tensor) -> 
 def _activation_on_cpu(x: Tensor, y: Tensor, slope: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
     if not cpu.serves(x, y, slope):
         return _activation_in_torch(x, y, slope, bound)
-    from ..kernels.cpu import statistics
+    from ..kernels.cpu import sums
 
     whole, channels = _activation_shapes(x, y, slope, bound)
-    statistics.activation_sums(x.contiguous(), y.contiguous(), slope.contiguous(), bound, whole, channels)
+    sums.activation_sums(x.contiguous(), y.contiguous(), slope.contiguous(), bound, whole, channels)
     return whole, channels
 
 

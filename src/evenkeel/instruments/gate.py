@@ -62,18 +62,14 @@ class GateInstrument:
         within = gate.variance.mean()
         variance = within + (gate.mean - overall).square().mean()
         open_share = self._sizes.share_above(0.5 * (variance + overall.square()).sqrt())
-        tokens = gate.count.flatten()[0]
+        largest = torch.where(product.infinite > 0, torch.inf, product.absolute_maximum)
+        odd = gate.nan + gate.infinite
         values = (
-            _sound(gate, open_share),
-            _sound(gate, torch.where(variance == 0, 0, within / variance)),
-            _sound(product, product.absolute_maximum),
-            _sound(product, product.kurtosis),
-            (gate.absolute_maximum == 0).double().mean(),
-            tokens,
+            torch.where(odd.sum() > 0, torch.nan, open_share),
+            torch.where(odd.sum() > 0, torch.nan, torch.where(variance == 0, 0, within / variance)),
+            torch.where(product.nan > 0, torch.nan, largest),
+            torch.where(product.nan + product.infinite > 0, torch.nan, product.kurtosis),
+            ((gate.absolute_maximum == 0) & (odd == 0)).double().mean(),
+            (gate.count + odd).flatten()[0],
         )
         return dict(zip(self.stats, values, strict=True))
-
-
-def _sound(seen: TensorStatistics, value: Tensor) -> Tensor:
-    """NaN where NaN or infinities were among the values seen, which the statistics leave out."""
-    return torch.where((seen.nan + seen.infinite).sum() > 0, torch.nan, value)

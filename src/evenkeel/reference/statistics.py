@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 
-def tensor_statistics(x: Tensor, bounds: Sequence[float] = ()) -> dict[str, float | list[float]]:
+def tensor_statistics(x: Tensor, bounds: Sequence[float] = ()) -> dict[str, Any]:
     """Of all elements of x, by the names of the fields of `evenkeel.functional.TensorStatistics`.
 
     Sums are exact and rounded once, and what the rounding of the mean leaves over is taken out of each deviation.
