@@ -18,8 +18,7 @@ from _rounds import Contest, draw, run
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from evenkeel.functional import attention_statistics
-from evenkeel.functional._attention import attention
+from evenkeel.functional import attention, attention_statistics
 from evenkeel.reference.attention import attention_scores, row_statistics
 
 BATCH, HEADS, DIM = 1, 8, 64
@@ -122,6 +121,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def option_contest(length: int, option: str, backward: bool) -> Contest:
     """One option, causal: evenkeel, eager, Inductor, FlexAttention; against plain fused attention."""
+    torch.compiler.reset()  # too many compilations of one function, and its later ones would run eagerly
     tensors = made(length, 3, requires_grad=backward)
     gradient = made(length, 4)[3]
     sinks = torch.linspace(-1, 1, HEADS)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenkeel.functional._attention import attention
+from evenkeel.functional import attention
 from evenkeel.reference.attention import attention as reference
 
 TOLERANCES = {  # of the largest value: rounding of the result, and of sums over the keys

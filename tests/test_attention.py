@@ -17,7 +17,7 @@ from torch import Tensor
 
 from evenkeel.errors import UsageError
 from evenkeel.functional import _attention_blockwise as blockwise
-from evenkeel.functional._attention import attention
+from evenkeel.functional import attention
 from evenkeel.kernels import attention as torch_passes
 from evenkeel.reference.attention import attention as reference
 
@@ -299,7 +299,7 @@ def test_wrong_variants_are_caught(name: str):
 
 MEMORY = """
 import re, torch
-from evenkeel.functional._attention import attention
+from evenkeel.functional import attention
 
 def kibibytes(name):
     return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])

@@ -10,8 +10,7 @@ from attention_cases import MANY, Case, named
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from evenkeel.functional import attention_statistics, score_statistics
-from evenkeel.functional._attention import attention
+from evenkeel.functional import attention, attention_statistics, score_statistics
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
