@@ -59,7 +59,7 @@ def maximum(row):
     """The largest element, −inf of none, NaN of any NaN."""
     top = _NOTHING
     for i in range(row.size):
-        top = larger(top, widen(row[i]))
+        top = larger(top, widen(row[i]))  # pyright: ignore[reportCallIssue] - numba gives the first parameter
     return top
 
 
