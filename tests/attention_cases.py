@@ -101,5 +101,5 @@ def assert_close(found: list[Tensor], expected: list[Tensor], dtype: torch.dtype
         assert own.shape == exact.shape
         if own.numel():
             bound = TOLERANCES[dtype] * (2 if place > 3 else 1) * max(1.0, float(exact.detach().abs().max()))
-            error = (own.double() - exact.detach()).abs().max()
+            error = (own.detach().double() - exact.detach()).abs().max()
             assert float(error) <= bound, (place, float(error), bound)
