@@ -357,17 +357,19 @@ def test_without_kernels_the_torch_path_agrees(monkeypatch: pytest.MonkeyPatch, 
 
 
 MEASURE = """
-import resource, sys, torch
+import resource, torch
 from evenkeel.functional._linear_losses import linear_cross_entropy
-tokens, width, classes = 256, 256, 60_000
-x, weight = torch.randn(tokens, width, requires_grad=True), torch.randn(classes, width, requires_grad=True)
-target = torch.randint(classes, (tokens,))
-linear_cross_entropy(x[:64], weight[:2000], target[:64] % 2000).backward()  # compiles, and fills torch's own pools
-x.grad = weight.grad = None
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-(3 * linear_cross_entropy(x, weight, target)).backward()
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((after - before) / 1024 - (x.grad.numel() + weight.grad.numel()) * 4 / 2**20)
+
+def step(tokens, width, classes):
+    x, weight = torch.randn(tokens, width, requires_grad=True), torch.randn(classes, width, requires_grad=True)
+    target = torch.randint(classes, (tokens,))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (3 * linear_cross_entropy(x, weight, target)).backward()
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (after - before) / 1024 - (x.grad.numel() + weight.grad.numel()) * 4 / 2**20
+
+step(64, 256, 2000)  # compiles, and fills torch's own pools
+print(step(256, 256, 60_000))
 """
 
 
