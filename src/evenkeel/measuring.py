@@ -186,9 +186,11 @@ class _Parameters:
     def _after_step(self, *_: object) -> None:
         with quietly():
             for name, before in self._before.items():
-                self._seen.add(name)
-                update = self._trained[name].detach() - before
-                self._measurement.observe(_site(name), ParameterEvent(weight=before, update=update))
+                if name not in self._seen:
+                    self._seen.add(name)
+                    self._measurement.observe(_site(name), ParameterEvent(weight=before))
+                update = torch.sub(self._trained[name].detach(), before, out=before)
+                self._measurement.observe(_site(name), ParameterEvent(update=update))
         self._before = {}
 
 

@@ -92,9 +92,12 @@ class GradientEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterEvent:
-    """A trained parameter: its weight; after the backward pass its gradient; after an optimizer step its update."""
+    """A trained parameter: its weight; after the backward pass its gradient; after an optimizer step its update.
 
-    weight: Tensor
+    Each may come in an event of its own; a weight that was handed on with its gradient does not come again.
+    """
+
+    weight: Tensor | None = None
     gradient: Tensor | None = None
     update: Tensor | None = None
 
