@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -163,3 +166,14 @@ def test_what_does_not_fit_is_refused_with_the_remedy():
         gated(torch.randn(3, 5))
     with pytest.raises(UsageError, match="did you mean 'silu'"):
         gated(torch.randn(3, 4), activation="sillu")
+
+
+def test_the_first_call_of_a_process_may_be_a_compiled_one():
+    code = """
+import torch
+from evenkeel.functional import gated, silu, softmax
+product = torch.compile(lambda g, u: softmax(gated(g, u)) + silu(g), fullgraph=True, backend="aot_eager")
+x = torch.randn(3, 4, requires_grad=True)
+product(x, torch.randn(3, 4)).sum().backward()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

@@ -79,7 +79,7 @@ def test_without_kernels_torch_does_the_work(how: str, tmp_path: Path):
 
 def test_the_doctor_names_every_operator_and_its_paths():
     found = json.loads(doctor("--format", "json"))
-    assert list(found["functions"]) == OPERATORS
+    assert list(found["functions"]) == list(OPERATORS)
     assert found["functions"]["pointwise"]["cpu"] == {
         "float32": "kernel",
         "bfloat16": "kernel",
@@ -101,6 +101,19 @@ def test_parts_cover_everything_once_and_errors_come_out():
                 assert sorted(seen) == list(range(count))
         with pytest.raises(ZeroDivisionError):
             in_parallel(lambda start, stop: 1 // 0, 1000, 1)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_are_in_the_callers_inference_mode():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for setting in (torch.inference_mode(), torch.no_grad(), torch.enable_grad()):
+            with setting:
+                memory = torch.zeros(4, 100)
+                in_parallel(lambda start, stop, memory=memory: memory[start:stop].add_(1), 4, 1)
+                assert torch.equal(memory, torch.ones(4, 100))
     finally:
         torch.set_num_threads(before)
 

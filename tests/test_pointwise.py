@@ -35,7 +35,8 @@ def function(name: str):
 def patterns(dtype: torch.dtype) -> Tensor:
     if dtype != torch.float32:
         return torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
-    bits = torch.arange(2**32 // EVERY, dtype=torch.int64) * EVERY + 617
+    places = torch.arange(2**32 // EVERY, dtype=torch.int64)
+    bits = places * EVERY + places * 0x9E3779B1 % EVERY  # low bits of their own for each
     return torch.where(bits < 2**31, bits, bits - 2**32).to(torch.int32).view(dtype)
 
 
@@ -217,13 +218,20 @@ def test_a_function_of_ones_own():
         x, up = torch.randn(4, 6), torch.randn(4, 6)
         assert torch.equal(ek.functional.gated(x, up, "cube"), cube(x) * up)
         assert FeedForward(6, 8, activation="cube", gated=True)(x).shape == x.shape
+        diagnosis = ek.inspect(FeedForward(6, 8, activation="cube", gated=False), [x], backward=False)
+        assert "cube" in {site.op for site in diagnosis.sites}
         with pytest.raises(UsageError, match="'cube' is already"):
             register_activation("cube", cube)
     finally:
-        for catalogue in (REFERENCES, ACTIVATIONS):
-            catalogue._entries.pop("cube", None)
+        ACTIVATIONS._entries.pop("cube", None)
 
 
 def test_integers_are_refused_with_the_remedy():
     with pytest.raises(UsageError, match=r"not torch.int64; convert with x.float\(\)"):
         ek.functional.silu(torch.arange(3))
+
+
+def test_forward_mode_is_refused_rather_than_ignored():
+    x = torch.randn(3)
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError):
+        ek.functional.silu(torch.autograd.forward_ad.make_dual(x, torch.ones(3)))

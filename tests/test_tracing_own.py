@@ -98,6 +98,20 @@ def test_a_softcap_a_window_and_a_mask_reach_the_instrument():
         assert found[1][key] == pytest.approx(found[0][key], rel=1e-4, abs=1e-5), key
 
 
+def test_a_softcap_and_a_temperature_reach_the_heads_readings():
+    def by_hand(logits: Tensor, ids: Tensor) -> Tensor:
+        return loss_of_torch(3 * torch.tanh(logits / 3) / 2, ids)
+
+    def in_one(logits: Tensor, ids: Tensor) -> Tensor:
+        return own.cross_entropy(logits, ids, softcap=3.0, temperature=2.0)
+
+    found = [measured(Model(F.gelu, own.attention, own.glu, None), loss)[1] for loss in (by_hand, in_one)]
+    head = {stat: values for (site, stat), values in found[0].items() if ":head" in site}
+    assert head
+    for stat, values in head.items():
+        assert {s: v for (site, s), v in found[1].items() if ":head" in site}[stat] == pytest.approx(values, rel=1e-4)
+
+
 def test_what_no_instrument_reads_is_listed_with_its_reason():
     sinks = torch.zeros(2)
     model = Model(own.relu2, lambda q, k, v: own.attention(q, k, v, sinks=sinks), own.clamped_swiglu, None)

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 SUMMARY = "say which functions run in compiled kernels here, which in torch, and why"
@@ -40,15 +40,25 @@ def examined() -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "numba": version("numba"),
+        "numba": _version("numba"),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "kernels": {"available": reason is None, "reason": reason, **_cache(reason)},
         "functions": {
-            operator: {"cpu": {name: "kernel" if served[name] else "torch" for name in _DTYPES}, "elsewhere": "torch"}
-            for operator in OPERATORS
+            operator: {
+                "cpu": {name: "kernel" if served[name] and name in formats else "torch" for name in _DTYPES},
+                "elsewhere": "torch",
+            }
+            for operator, formats in OPERATORS.items()
         },
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _cache(reason: str | None) -> dict[str, Any]:
@@ -64,7 +74,8 @@ def _cache(reason: str | None) -> dict[str, Any]:
 
 
 def _drawn(found: dict[str, Any]) -> Iterator[str]:
-    yield f"{found['platform']}; Python {found['python']}, torch {found['torch']}, numba {found['numba']}"
+    versions = f"torch {found['torch']}, numba {found['numba'] or 'not installed'}"
+    yield f"{found['platform']}; Python {found['python']}, {versions}"
     yield f"{found['threads']} threads on {found['cores']} cores (torch.set_num_threads changes it)"
     kernels = found["kernels"]
     if not kernels["available"]:

@@ -41,10 +41,11 @@ def register_activation(name: str, function: Pointwise, facts: Facts | None = No
     itself. facts: what is known of it; rules that need Facts leave a function without them alone.
     Raises UsageError if the name is taken.
     """
-    REFERENCES.add(name, function)
-    if facts is not None:
+    known = FACTS[name] if name in FACTS else None
+    entry = ACTIVATIONS.add(name, Activation(name, function, facts or known))
+    if facts is not None and known is None:
         FACTS.add(name, facts)
-    return ACTIVATIONS.add(name, Activation(name, function, facts))
+    return entry
 
 
 def widened_through(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

@@ -37,11 +37,10 @@ def gated(gate: Tensor, up: Tensor | None = None, activation: str = "silu") -> T
     if has_torch_function(given):
         return handle_torch_function(gated, given, gate, up, activation)
     _check(gate, up)
-    known = ACTIVATIONS[activation]
-    if activation not in SLOPES:
-        first, second = _halves(gate) if up is None else (gate, up)
-        return known.function(first) * second
-    return _apply(gate, up, activation)
+    if activation in SLOPES:
+        return _apply(gate, up, activation)
+    first, second = _halves(gate) if up is None else (gate, up)
+    return ACTIVATIONS[activation].function(first) * second
 
 
 def _apply(gate: Tensor, up: Tensor | None, name: str) -> Tensor:

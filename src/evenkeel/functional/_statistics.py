@@ -275,6 +275,7 @@ _median = operator(
     cpu=_median_on_cpu,
     composite=_median_in_torch,
     fake=lambda sizes: sizes.new_empty((), dtype=torch.float64),
+    formats=("float32",),
 )
 
 

@@ -262,9 +262,23 @@ def _log_softmax(trace: Trace, call: Call) -> Any:
 def _cross_entropy(trace: Trace, call: Call) -> Any:
     result = call.run()
     assert call.source is not None
-    classes_first = call.func is not functional.cross_entropy
-    _loss(trace, call.source, call.argument(1, "target"), call.argument(4, "ignore_index", -100), classes_first)
+    target, ignored = call.argument(1, "target"), call.argument(4, "ignore_index", -100)
+    if call.func is functional.cross_entropy:
+        _own_loss(trace, call, target, ignored)
+    else:
+        _loss(trace, call.source, call.source, target, ignored)
     return result
+
+
+def _own_loss(trace: Trace, call: Call, target: Any, ignored: int) -> None:
+    """evenkeel's own has its classes last, and a softcap and a temperature between the logits and the softmax."""
+    logits = call.args[0]
+    softcap, temperature = call.kwargs["softcap"], call.kwargs["temperature"]
+    with torch.no_grad(), torch._C.DisableTorchFunction():
+        scores = logits.detach() if softcap is None else softcap * torch.tanh(logits.detach() / softcap)
+        scores = scores if temperature == 1.0 else scores / temperature
+        scores = scores.movedim(-1, 1) if scores.dim() > 2 else scores
+    _loss(trace, logits, scores, target, ignored)
 
 
 def _logits_never_seen(trace: Trace, call: Call) -> Any:
@@ -284,15 +298,16 @@ def _nll_loss(trace: Trace, call: Call) -> Any:
     assert call.source is not None
     logits = trace.tags[call.source].log_softmax_of
     if logits is not None:
-        _loss(trace, logits, call.argument(1, "target"), call.argument(4, "ignore_index", -100))
+        _loss(trace, logits, logits, call.argument(1, "target"), call.argument(4, "ignore_index", -100))
     return result
 
 
-def _loss(trace: Trace, logits: Tensor, target: Any, ignore_index: int, classes_first: bool = True) -> None:
+def _loss(trace: Trace, logits: Tensor, scores: Tensor, target: Any, ignore_index: int) -> None:
+    """A loss of logits, by way of scores (rows, classes, ...) that went into its softmax."""
     path = trace.tags[logits].producer
     if path is None and not trace.frames.stack:
         return  # a loss of something else than this model's output
-    classes_last = logits.movedim(1, -1) if classes_first and logits.dim() > 2 else logits
+    classes_last = scores.movedim(1, -1) if scores.dim() > 2 else scores
     rows = classes_last.detach().reshape(-1, classes_last.shape[-1])
     known = isinstance(target, Tensor) and not target.is_floating_point()
     targets = target.detach().reshape(-1) if known else None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from ..functional import ACTIVATIONS
 from ..reference.activations import REFERENCES
 from .functions import ANCHORS, CASTS
 
@@ -125,7 +126,8 @@ class Namer:
             inner = torch.linspace(-8, 8, 193, dtype=torch.float64)  # 200 points with the tails
             tails = torch.tensor([-60.0, -30.0, -15.0, 12.0, 17.0, 25.0, 60.0], dtype=torch.float64)
             self.grid = torch.cat([inner, tails])
-            self._expected = {name: function(self.grid) for name, function in REFERENCES.items()}
+            own = {name: entry.function for name, entry in ACTIVATIONS.items() if name not in REFERENCES}
+            self._expected = {name: function(self.grid) for name, function in {**REFERENCES, **own}.items()}
 
     def of_node(self, node: Node) -> str:
         """The catalogue's name of an expression, `affine`, or `unknown pointwise`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Collection
@@ -32,6 +33,8 @@ _HALF, _FLOAT, _DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 _CARRIERS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 
 CACHE_DIRECTORY = "EVENKEEL_CACHE_DIR"
+
+_KEPT_SECONDS = 30 * 24 * 3600
 
 
 def inline(function: Callable[..., Any] | None = None, *, flags: Collection[str] = ()) -> Any:
@@ -66,14 +69,25 @@ def cache_directory() -> Path | None:
 
     EVENKEEL_CACHE_DIR, else the user's cache directory.
     """
-    root = os.environ.get(CACHE_DIRECTORY) or _user_cache()
-    path = Path(root) / f"kernels-{_stamp()}"
+    root = Path(os.environ.get(CACHE_DIRECTORY) or _user_cache())
+    path = root / f"kernels-{_stamp()}"
+    if not root.is_absolute():
+        return None  # a user without a home
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists():
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _forget_old(path)
         with tempfile.TemporaryFile(dir=path):
             return path
     except OSError:
         return None
+
+
+def _forget_old(new: Path) -> None:
+    """Remove what other versions left behind that nothing has been added to for a month."""
+    for path in new.parent.glob("kernels-*"):
+        if path != new and path.stat().st_mtime < new.stat().st_mtime - _KEPT_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _user_cache() -> str:
@@ -128,12 +142,12 @@ class _DiskCache(_Cache):
         path = self._file(sig, data.codegen)
         if path is None:
             return
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-                file.write(dumps(data._reduce()))
-            os.replace(file.name, path)
-        except OSError:  # a full disk, say: this process has its kernel all the same
-            return
+            partial.write_bytes(dumps(data._reduce()))
+            os.replace(partial, path)
+        except Exception:  # a full disk, say: this process has its kernel all the same
+            partial.unlink(missing_ok=True)
 
     def enable(self) -> None:
         self._enabled = True

@@ -19,7 +19,8 @@ def in_parallel(function: Callable[[int, int], object], count: int, least: int) 
     """Call function(start, stop) for parts that cover range(count), on torch.get_num_threads() threads.
 
     least: the smallest part worth a thread. Serial for few items and inside a parallel region. The function should go
-    straight into a kernel or another call that releases the interpreter's lock. What it raises is raised here.
+    straight into a kernel or another call that releases the interpreter's lock; torch records no gradients in it. What
+    it raises is raised here.
     """
     threads = min(torch.get_num_threads(), count // max(1, least))
     if threads <= 1 or _inside():
@@ -31,11 +32,13 @@ def in_parallel(function: Callable[[int, int], object], count: int, least: int) 
         size = -(-size // _ALIGNED) * _ALIGNED
     starts = iter(range(0, count, size))
     failures: list[BaseException] = []
+    inference = torch.is_inference_mode_enabled()  # like the grad mode, a setting of each thread
 
     def work(_: object = None) -> None:
         try:
-            for start in starts:  # a range's iterator hands out each start once, to whichever thread asks
-                function(start, min(count, start + size))
+            with torch.inference_mode(inference), torch.no_grad():
+                for start in starts:  # a range's iterator hands out each start once, to whichever thread asks
+                    function(start, min(count, start + size))
         except BaseException as failure:  # nothing may leave through C
             failures.append(failure)
 
