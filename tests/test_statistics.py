@@ -87,6 +87,8 @@ HARD = {
     "a step": lambda: torch.cat([torch.zeros(70_000), 1e4 + drawn(70_000)]),
     "subnormals": lambda: drawn(700) * 1e-40,
     "huge values": lambda: drawn(700).clamp(-3, 3) * 1e38,
+    "a first row like no other": lambda: torch.cat([torch.full((600,), 1e8), drawn(200_000)]),
+    "nothing finite at first": lambda: torch.cat([torch.full((70_000,), math.nan), 1e4 + drawn(70_000)]),
     "one outlier": lambda: torch.cat([drawn(2000), torch.tensor([1e30])]),
 }
 

@@ -1,9 +1,11 @@
 """Statistics of tensors in one pass over memory, in numba.
 
 A block of rows is read from memory once and stays in cache for all that needs it. Sums run in float64, where no float32
-overflows, even to the fourth power. A block's moments are taken about the mean so far, or its own where the two lie far
-apart, and merged by Pébay's formulas: neither a mean far from zero nor one that drifts costs digits. Loops run across
-channels, which are adjacent in memory; where there are few, several rows are laid side by side as one.
+overflows, even to the fourth power. A block's moments are taken about the mean of the rows above it, or about its own
+first row where there are none, and merged with theirs by Pébay's formulas. Where that point lies at a distance d from
+the block's own mean, cancellation costs some 10^-16·128·d^4 of its fourth moment; but then values d apart have been
+seen, and the merged moment is no smaller than (d/2)^4. So neither a mean far from zero nor one that drifts costs digits.
+Loops run across channels, which are adjacent in memory; where there are few, several rows are laid side by side as one.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from ._threads import in_parallel
 
 _ROWS, _WIDTH = 128, 512  # of a block: in float32 a quarter of a level-two cache
 _LEAST = 2**16  # elements worth a thread
-_FAR = 100.0  # squared; up to there cancellation costs 10^4 of float64's 10^16
 _ZERO, _ONE, _INFINITY = np.float32(0), np.float32(1), np.float32(np.inf)
 
 # The rows of a table of moments; below and above each bound follow.
@@ -101,33 +102,10 @@ def _find_extremes(values, first, columns, rows, extremes, width):
 
 
 @inline
-def _shift_is_far(sums, rows, width):
-    """Whether, somewhere in a block, mean and shift lie further apart than 10 standard deviations."""
-    inverse, far = 1 / np.float64(rows), 0.0
-    for j in range(width):
-        between = sums[_WIDTH + j] * sums[_WIDTH + j] * inverse
-        far += 1.0 if between > _FAR * (sums[2 * _WIDTH + j] - between) else 0.0
-    return far > 0
-
-
-@inline
-def _shift_to_row(row, sums):
+def _choose_shifts(row, counts, means, sums):
+    """The means so far, rounded to float32 so that equal values lie exactly at their shift; else the first row."""
     for j in range(row.size):
-        sums[j] = np.float64(widen(row[j]))
-
-
-@inline
-def _shift_to_means_so_far(means, sums):
-    for j in range(means.size):
-        sums[j] = np.float64(np.float32(means[j]))
-
-
-@inline
-def _shift_to_means(sums, rows, width):
-    """Rounded to float32, so that equal values lie exactly at their shift."""
-    inverse = 1 / np.float64(rows)
-    for j in range(width):
-        sums[j] = np.float64(np.float32(sums[j] + sums[_WIDTH + j] * inverse))
+        sums[j] = np.float64(np.float32(means[j])) if counts[j] > 0 else np.float64(widen(row[j]))
 
 
 @inline
@@ -293,18 +271,13 @@ def _gather(values, table, bounds):
         for left in range(0, columns, _WIDTH):
             width = min(_WIDTH, columns - left)
             first = top * columns + left
-            if top == 0:
-                _shift_to_row(values[first : first + width], sums)
-            else:
-                _shift_to_means_so_far(flat[columns + left : columns + left + width], sums)
+            counts, means = flat[left : left + width], flat[columns + left : columns + left + width]
+            _choose_shifts(values[first : first + width], counts, means, sums)
             _add_block(values, first, columns, rows, sums, width)
             if _any_not_finite(sums, width):
                 for j in range(width):
                     _take_in_column(values, first + j, columns, rows, table, left + j)
             else:
-                if _shift_is_far(sums, rows, width):
-                    _shift_to_means(sums, rows, width)
-                    _add_block(values, first, columns, rows, sums, width)
                 _find_extremes(values, first, columns, rows, extremes, width)
                 _take_in(sums, extremes, rows, flat, left, columns, width)
             for b in range(bounds.shape[0]):
