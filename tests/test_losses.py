@@ -170,6 +170,41 @@ def test_only_what_needs_a_gradient_gets_one(wanted: tuple[int, ...], reduction:
             assert mine.grad is None
 
 
+def test_a_graph_may_be_gone_back_through_again_and_again():
+    x, weight, target = torch.randn(6, 8), torch.randn(20, 8), torch.randint(20, (6,))
+    ours, torchs = ([item.clone().requires_grad_() for item in (x, weight)] for _ in range(2))
+    loss, expected = linear_cross_entropy(*ours, target), F.cross_entropy(torchs[0] @ torchs[1].T, target)
+    for _ in range(3):
+        loss.backward(retain_graph=True)
+        expected.backward(retain_graph=True)
+    (gradient,) = torch.autograd.grad(loss, ours[1], retain_graph=True)
+    gradient.mul_(2)  # clipping, say
+    assert torch.allclose(torch.autograd.grad(loss, ours[0])[0], torchs[0].grad / 3, atol=1e-6)
+    assert all(torch.allclose(a.grad, b.grad, atol=1e-6) for a, b in zip(ours, torchs, strict=True))
+
+
+def test_a_loss_scale_saves_what_float16_cannot_hold():
+    x, weight = torch.randn(64, 32).half(), torch.randn(500, 32).half()
+    target = (x.double() @ weight.double().T).argmax(-1)  # fitted: most gradients lie below 2^-24
+    half, exact = (
+        [item.to(dtype).requires_grad_() for item in (x, weight)] for dtype in (torch.float16, torch.float64)
+    )
+    (linear_cross_entropy(*half, target) * 65536).backward()
+    (F.cross_entropy(exact[0] @ exact[1].T, target) * 65536).backward()
+    for a, b in zip(half, exact, strict=True):
+        assert float((a.grad.double() - b.grad).norm() / b.grad.norm()) < 1e-3
+
+
+def test_under_autocast_a_head_is_cast_as_a_linear_layer_is():
+    x, weight, target = torch.randn(6, 8), torch.randn(20, 8, requires_grad=True), torch.randint(20, (6,))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = linear_cross_entropy(x.bfloat16(), weight, target)
+        expected = F.cross_entropy(F.linear(x, weight).float(), target)
+    loss.backward()
+    assert weight.grad is not None and weight.grad.dtype == torch.float32
+    assert float(loss) == pytest.approx(float(expected), rel=2e-2)
+
+
 def test_gradients_that_were_handed_over_stay_as_they_are():
     x, weight, target = head_case()
     x.requires_grad_()

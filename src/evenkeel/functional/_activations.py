@@ -41,7 +41,7 @@ def register_activation(name: str, function: Pointwise, facts: Facts | None = No
     itself. facts: what is known of it; rules that need Facts leave a function without them alone.
     Raises UsageError if the name is taken.
     """
-    known = FACTS[name] if name in FACTS else None
+    known = FACTS[name] if name in FACTS else None  # noqa: SIM401 - a catalogue's get raises
     entry = ACTIVATIONS.add(name, Activation(name, function, facts or known))
     if facts is not None and known is None:
         FACTS.add(name, facts)

@@ -45,8 +45,14 @@ def _losses_and_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     options = (temperature, softcap, smoothing, z_loss, ignored)
     losses, gradients = walk(x, Head(weight, bias, options), target, share, needed)
-    to_x, to_weight, to_bias = (x.new_empty(0) if item is None else item.to(x.dtype) for item in gradients)
+    dtype = _kept_dtype(x)
+    to_x, to_weight, to_bias = (x.new_empty(0, dtype=dtype) if item is None else item.to(dtype) for item in gradients)
     return losses, to_x, to_weight, to_bias
+
+
+def _kept_dtype(x: Tensor) -> torch.dtype:
+    """Of gradients that wait for a loss scale: float16 would have rounded away what it is there to save."""
+    return torch.float32 if x.dtype == torch.float16 else x.dtype
 
 
 def _shaped_losses(x: Tensor, *rest: Any) -> Tensor:
@@ -60,7 +66,7 @@ def _shaped_gradients(
         item.shape if wanted and item is not None else (0,)
         for item, wanted in zip((x, weight, bias), needed, strict=True)
     )
-    return _shaped_losses(x), *(x.new_empty(shape) for shape in shapes)
+    return _shaped_losses(x), *(x.new_empty(shape, dtype=_kept_dtype(x)) for shape in shapes)
 
 
 def _slice_by_slice(name: str) -> Callable[..., Any]:
@@ -151,6 +157,7 @@ class _Reduced(torch.autograd.Function):
         else:
             ctx.handed_over = True
             _scale(ready, factor)
+            ready = [item.data.to(x.dtype) for item in ready]  # whoever gets them may write to them
         return *_where_needed(ready, ctx.needed), *(None,) * 8
 
 
@@ -174,7 +181,7 @@ class _Scaled(torch.autograd.Function):
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor, to_x: Tensor, to_weight: Tensor, to_bias: Tensor
     ) -> tuple[Tensor, ...]:
-        return tuple((item * factor).to(item.dtype) for item in (to_x, to_weight, to_bias))
+        return tuple((item * factor).to(x.dtype) for item in (to_x, to_weight, to_bias))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -205,7 +212,8 @@ class _Gradients(torch.autograd.Function):
         ignored: int,
     ) -> tuple[Tensor, ...]:
         options = (temperature, softcap, smoothing, z_loss, ignored)
-        return tuple(_gradients(x, weight, bias, target, share, needed, *options)[1:])
+        found = _gradients(x, weight, bias, target, share, needed, *options)[1:]
+        return tuple(item.to(x.dtype) for item in found)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -264,8 +272,8 @@ def linear_cross_entropy(
 ) -> Tensor:
     """cross_entropy(x Wᵀ + b, target) of an output head, holding 48 MiB of its logits at a time.
 
-    x: float tensor (..., D). weight: (V, D) of x's dtype. bias: (V,). target: class numbers (...). The other options,
-    the result's dtype and what is ignored as in `cross_entropy`. Products and sums are float32 (float64 for float64).
+    x: float tensor (..., D). weight: (V, D) of x's dtype; autocast casts them as for a linear layer. bias: (V,).
+    target: class numbers (...). The other options, the result's dtype and what is ignored as in `cross_entropy`. Products and sums are float32 (float64 for float64).
     "mean" and "sum" compute the gradients on the way forward, from the same logits; "none" makes them again on the way
     back, and so does a second backward through a retained graph. First derivatives only.
     Raises UsageError for shapes, classes and options that do not fit, and for a second derivative.
@@ -287,6 +295,7 @@ def linear_cross_entropy(
             ignore_index=ignore_index,
             reduction=reduction,
         )
+    x, weight, bias = _as_autocast(x, weight, bias)
     _check_head(x, weight, bias)
     check_call(torch.Size((*x.shape[:-1], weight.shape[0])), target, temperature, softcap, reduction)
     check_smoothing(label_smoothing, z_loss)
@@ -303,6 +312,15 @@ def linear_cross_entropy(
         return _Reduced.apply(rows, weight, bias, classes, share, needed, *options)[0]
     losses = _losses(rows, weight, bias, classes, *options)
     return (losses * share).sum().to(losses.dtype)
+
+
+def _as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What autocast would have made of the inputs of a linear layer."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(kind)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _check_head(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
