@@ -4,7 +4,7 @@ A block of rows is read from memory once and stays in cache for all that needs i
 overflows, even to the fourth power. A block's moments are taken about the mean of the rows above it, or about its own
 first row where there are none, and merged with theirs by Pébay's formulas. Where that point lies at a distance d from
 the block's own mean, cancellation costs some 10^-16·128·d^4 of its fourth moment; but then values d apart have been
-seen, and the merged moment is no smaller than (d/2)^4. So neither a mean far from zero nor one that drifts costs digits.
+seen, and the merged moment is no smaller than (d/2)^4. So neither a mean far from zero nor a drift costs digits.
 Loops run across channels, which are adjacent in memory; where there are few, several rows are laid side by side as one.
 """
 
