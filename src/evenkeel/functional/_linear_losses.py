@@ -273,7 +273,8 @@ def linear_cross_entropy(
     """cross_entropy(x Wᵀ + b, target) of an output head, holding 48 MiB of its logits at a time.
 
     x: float tensor (..., D). weight: (V, D) of x's dtype; autocast casts them as for a linear layer. bias: (V,).
-    target: class numbers (...). The other options, the result's dtype and what is ignored as in `cross_entropy`. Products and sums are float32 (float64 for float64).
+    target: class numbers (...). The other options, the result's dtype and what is ignored as in `cross_entropy`.
+    Products and sums are float32 (float64 for float64).
     "mean" and "sum" compute the gradients on the way forward, from the same logits; "none" makes them again on the way
     back, and so does a second backward through a retained graph. First derivatives only.
     Raises UsageError for shapes, classes and options that do not fit, and for a second derivative.
