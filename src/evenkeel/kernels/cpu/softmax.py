@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from llvmlite import ir
 from numba.extending import intrinsic
 from torch import Tensor
@@ -150,20 +151,23 @@ def _block_powers(row, out, scale, offset, anchor, floor):
 
 
 @inline
-def _write_multiples(row, out, factor):
-    """The factor in two float32 parts, so that no error is common to a row."""
-    first = _F(factor)
-    second = _F(factor - np.float64(first))
+def _write_multiples(row, out, first, second):
     for i in range(row.size):
         out[i] = narrow(fma(row[i], first, row[i] * second), out)
 
 
+@inline
+def _multiply(row, first, second):
+    for i in range(row.size):
+        row[i] = fma(row[i], first, row[i] * second)
+
+
 @kernel
-def _softmax(logits, out, temperature):
+def _softmax(logits, out, powers, temperature, in_place):
+    """powers: float32, (rows, V); `out` itself if in_place, else one row that is used again, while it lies in cache."""
     scale = scale_of(temperature)
-    powers = np.empty(logits.shape[1], np.float32)  # of one row, for as long as it lies in cache
     for r in range(logits.shape[0]):
-        row, target = logits[r], out[r]
+        row, target, power_row = logits[r], out[r], powers[r if in_place else 0]
         top = maximum(row)
         if top == _ALL:
             _write_constants(row, target, _share(row), 0.0)
@@ -176,8 +180,13 @@ def _softmax(logits, out, temperature):
             total = 0.0
             for start in range(0, row.size, _BLOCK):
                 stop = start + _BLOCK
-                total += np.float64(_block_powers(row[start:stop], powers[start:stop], scale, offset, anchor, floor))
-            _write_multiples(powers, target, 1 / total)
+                total += np.float64(_block_powers(row[start:stop], power_row[start:stop], scale, offset, anchor, floor))
+            first = _F(1 / total)  # in two parts, so that no error is common to a row
+            second = _F(1 / total - np.float64(first))
+            if in_place:
+                _multiply(power_row, first, second)
+            else:
+                _write_multiples(power_row, target, first, second)
 
 
 @inline
@@ -311,7 +320,14 @@ def _over_rows(rows: Callable[..., None], tensors: tuple[Tensor, ...], temperatu
 
 def softmax(logits: Tensor, out: Tensor, temperature: float) -> None:
     """e^(x/T) / Σ e^(x/T)."""
-    _over_rows(_softmax, (logits, out), temperature)
+    source, target, in_place = as_array(logits), as_array(out), out.dtype == torch.float32
+    rows, length = source.shape
+
+    def part(start: int, stop: int) -> None:
+        powers = target[start:stop] if in_place else np.empty((1, length), np.float32)
+        _softmax(source[start:stop], target[start:stop], powers, temperature, in_place)
+
+    in_parallel(part, rows, max(1, _PART // max(1, length)))
 
 
 def log_softmax(logits: Tensor, out: Tensor, temperature: float) -> None:
