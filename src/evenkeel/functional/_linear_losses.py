@@ -272,7 +272,7 @@ def linear_cross_entropy(
 ) -> Tensor:
     """cross_entropy(x Wᵀ + b, target) of an output head, holding 48 MiB of its logits at a time.
 
-    x: float tensor (..., D). weight: (V, D) of x's dtype; autocast casts them as for a linear layer. bias: (V,).
+    x: float tensor (..., D). weight: (V, D) of x's dtype, or of another under autocast. bias: (V,).
     target: class numbers (...). The other options, the result's dtype and what is ignored as in `cross_entropy`.
     Products and sums are float32 (float64 for float64).
     "mean" and "sum" compute the gradients on the way forward, from the same logits; "none" makes them again on the way
@@ -316,9 +316,9 @@ def linear_cross_entropy(
 
 
 def _as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What autocast would have made of the inputs of a linear layer."""
+    """Under autocast, hidden states and a weight of two formats in the one that a linear layer would take them in."""
     kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+    if x.dtype == weight.dtype or not torch.is_autocast_enabled(kind):
         return x, weight, bias
     dtype = torch.get_autocast_dtype(kind)
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)

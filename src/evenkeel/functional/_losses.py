@@ -164,7 +164,9 @@ def _slopes_on_cpu(
     weights = torch.where(target != ignored, gradient, 0).double()
     kernels.differentiate(
         logits.contiguous().view(-1, logits.shape[-1]),
-        *(item.reshape(-1) for item in (target.long(), logsumexps, weights)),
+        target.long().reshape(-1),
+        logsumexps.reshape(-1),
+        weights.reshape(-1),
         out.view(-1, logits.shape[-1]),
         temperature=temperature,
         smoothing=smoothing,

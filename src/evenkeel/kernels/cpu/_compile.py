@@ -22,11 +22,10 @@ import numba
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import types
+from numba import extending, types
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
-from numba.extending import intrinsic
 
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _HALF, _FLOAT, _DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
@@ -161,18 +160,18 @@ class _DiskCache(_Cache):
             path.unlink(missing_ok=True)
 
 
-def _intrinsic(function: Callable[..., Any]) -> Any:
-    """numba calls it without the typing context that it is written with, which a type checker cannot know."""
-    return intrinsic(function)
+def intrinsic(function: Callable[..., Any]) -> Any:
+    """numba's, in no type: it is called without the typing context that it is written with."""
+    return extending.intrinsic(function)
 
 
-@_intrinsic
+@intrinsic
 def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
     """a·b + c with one rounding."""
     return a(a, a, a), lambda context, builder, signature, values: builder.fma(*values)
 
 
-@_intrinsic
+@intrinsic
 def add_exponent(typing: Any, x: Any, t: Any) -> Any:
     """x·2^k for the integer k in the lowest bits of t = 1.5·2^23 + k (float32) or 1.5·2^52 + k (float64)."""
     bits, mantissa, number = (_I32, 23, _FLOAT) if x == types.float32 else (_I64, 52, _DOUBLE)
@@ -184,7 +183,7 @@ def add_exponent(typing: Any, x: Any, t: Any) -> Any:
     return x(x, x), generate
 
 
-@_intrinsic
+@intrinsic
 def magnitude(typing: Any, x: Any) -> Any:
     """|x|, by clearing the sign."""
 
@@ -195,7 +194,7 @@ def magnitude(typing: Any, x: Any) -> Any:
     return x(x), generate
 
 
-@_intrinsic
+@intrinsic
 def with_sign(typing: Any, x: Any, sign: Any) -> Any:
     """|x| with the sign of the other."""
 
@@ -207,7 +206,19 @@ def with_sign(typing: Any, x: Any, sign: Any) -> Any:
     return x(x, x), generate
 
 
-@_intrinsic
+@intrinsic
+def larger(typing: Any, x: Any, y: Any) -> Any:
+    """The larger of two, NaN if either is: a form of it that vectorises."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = values[0].type
+        function = builder.module.declare_intrinsic("llvm.maximum", [kind], ir.FunctionType(kind, [kind, kind]))
+        return builder.call(function, values, fastmath=("nsz",))
+
+    return x(x, x), generate
+
+
+@intrinsic
 def widen(typing: Any, x: Any) -> Any:
     """float32 from an array's element: uint16 holds a bfloat16, int16 a float16, float32 itself."""
     if x == types.float32:
@@ -223,7 +234,7 @@ def widen(typing: Any, x: Any) -> Any:
     return types.float32(x), from_bfloat16 if x == types.uint16 else from_float16
 
 
-@_intrinsic
+@intrinsic
 def narrow(typing: Any, x: Any, array: Any) -> Any:
     """A float32 or float64 as an element of `array`, rounded to nearest, ties to even.
 

@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import extending, types
+from numba import types
 from torch import Tensor
 
 from ..attention import Tile
-from ._compile import add_exponent, fma, inline, kernel, magnitude, with_sign
-
-_intrinsic: Any = extending.intrinsic
+from ._compile import add_exponent, fma, inline, intrinsic, kernel, magnitude, with_sign
 
 # The score of a hidden key: neither a product nor a mask gives just this number (masks do have the one below it, the
 # least of all), and unlike −inf it costs an exponential nothing.
@@ -84,7 +82,7 @@ def _rules(tile: Tile) -> tuple[Any, ...]:
     return memory, strides, tile.softcap or 0.0, *tile[3:]
 
 
-@_intrinsic
+@intrinsic
 def _bias(typing: Any, x: Any) -> Any:
     """What an element of a mask adds to its score: 0 or −inf for True or False, else its own value."""
 
@@ -98,7 +96,7 @@ def _bias(typing: Any, x: Any) -> Any:
     return types.float32(x), from_bool if x == types.boolean else from_float
 
 
-@_intrinsic
+@intrinsic
 def _larger(typing: Any, a: Any, b: Any) -> Any:
     """The larger number; the other one beside a NaN. Unlike a comparison, its reduction vectorises."""
 

@@ -11,9 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from ._arithmetic import reduced32
-from ._compile import add_exponent, as_array, fma, inline, kernel, widen
+from ._compile import add_exponent, as_array, fma, inline, kernel, larger, widen
 from ._threads import in_parallel
-from .softmax import larger
 
 _F = np.float32
 _ZERO, _ONE, _LEAST_EXPONENT, _LOWEST = _F(0), _F(1), _F(-87), _F(-np.inf)

@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import ir
-from numba.extending import intrinsic
 from torch import Tensor
 
-from ._compile import add_exponent, as_array, fma, inline, kernel, magnitude, narrow, widen
+from ._compile import add_exponent, as_array, fma, inline, kernel, larger, magnitude, narrow, widen
 from ._threads import in_parallel
 
 _F = np.float32
@@ -43,24 +40,12 @@ _PART = 2**15  # elements worth a thread
 _SUMS = {"reassoc", "nsz"}
 
 
-@intrinsic
-def larger(typing: Any, x: Any, y: Any) -> Any:
-    """The larger of two, NaN if either is: a form of it that vectorises."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        kind = values[0].type
-        function = builder.module.declare_intrinsic("llvm.maximum", [kind], ir.FunctionType(kind, [kind, kind]))
-        return builder.call(function, values, fastmath=("nsz",))
-
-    return x(x, x), generate
-
-
 @inline
 def maximum(row):
     """The largest element, −inf of none, NaN of any NaN."""
     top = _NOTHING
     for i in range(row.size):
-        top = larger(top, widen(row[i]))  # pyright: ignore[reportCallIssue] - numba gives the first parameter
+        top = larger(top, widen(row[i]))
     return top
 
 

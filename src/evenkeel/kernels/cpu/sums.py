@@ -11,9 +11,8 @@ import math
 import numpy as np
 from torch import Tensor
 
-from ._compile import as_array, inline, kernel, magnitude, widen
+from ._compile import as_array, inline, kernel, larger, magnitude, widen
 from ._threads import in_parallel
-from .softmax import larger
 
 _BLOCK = 4096
 _LEAST = 2**16  # elements worth a thread
