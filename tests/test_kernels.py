@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from evenkeel.functional import OPERATORS, silu
-from evenkeel.kernels.cpu._threads import in_parallel
+from evenkeel.kernels.cpu._threads import as_called_here, in_parallel
 
 GELU = """
 import torch, evenkeel as ek
@@ -79,7 +80,8 @@ def test_without_kernels_torch_does_the_work(how: str, tmp_path: Path):
 
 def test_the_doctor_names_every_operator_and_its_paths():
     found = json.loads(doctor("--format", "json"))
-    assert list(found["functions"]) == list(OPERATORS)
+    importlib.import_module("evenkeel.instruments")
+    assert set(found["functions"]) == set(OPERATORS)
     assert found["functions"]["pointwise"]["cpu"] == {
         "float32": "kernel",
         "bfloat16": "kernel",
@@ -112,7 +114,7 @@ def test_threads_are_in_the_callers_inference_mode():
         for setting in (torch.inference_mode(), torch.no_grad(), torch.enable_grad()):
             with setting:
                 memory = torch.zeros(4, 100)
-                in_parallel(lambda start, stop, memory=memory: memory[start:stop].add_(1), 4, 1)
+                in_parallel(as_called_here(lambda start, stop, memory=memory: memory[start:stop].add_(1)), 4, 1)
                 assert torch.equal(memory, torch.ones(4, 100))
     finally:
         torch.set_num_threads(before)

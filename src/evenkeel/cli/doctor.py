@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -31,6 +32,7 @@ def examined() -> dict[str, Any]:
     """Versions, threads, the kernels' cache, and for each operator the path that serves each dtype on a CPU."""
     import torch
 
+    importlib.import_module("evenkeel.instruments")  # which has operators of its own
     from ..functional import OPERATORS
     from ..kernels import cpu
 

@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ..kernels import attention as torch_passes
 from ..kernels import cpu
 from ..kernels.attention import Tile
-from ..kernels.cpu._threads import in_parallel
+from ..kernels.cpu._threads import as_called_here, in_parallel
 
 EVERYWHERE = 2**40  # as a reach: farther than any key
 
@@ -192,10 +192,7 @@ def passes_for(*tensors: Tensor) -> Any:
 def over(all_places: list[Place], passes: Any, work: Callable[[list[Place]], object]) -> None:
     """work(part) for parts that cover all places; on several threads with the passes of numba."""
 
-    def part(start: int, stop: int) -> None:
-        with torch.no_grad():  # each thread has its own state
-            work(all_places[start:stop])
-
+    part = as_called_here(lambda start, stop: work(all_places[start:stop]))
     if passes is torch_passes:
         part(0, len(all_places))
     else:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..kernels import cpu
 from ..kernels import losses as torch_passes
-from ..kernels.cpu._threads import in_parallel
+from ..kernels.cpu._threads import as_called_here, in_parallel
 from ._losses import check_target, summing_dtype, token_losses
 from ._statistics import widened
 
@@ -32,7 +32,7 @@ class Head(NamedTuple):
 def _in_parts(function: Callable[[int, int], object], count: int, device: torch.device) -> None:
     """Whole tiles on each thread: a product that all threads share would have them wait for each other every time."""
     if device.type == "cpu":
-        in_parallel(function, count, 1)
+        in_parallel(as_called_here(function), count, 1)
     else:
         function(0, count)
 
@@ -67,7 +67,6 @@ class _Chunk:
         tokens, vocabulary = self.rows.shape[0], self.head.weight.shape[0]
         sums = self.rows.new_zeros((3, self.count, tokens), dtype=summing_dtype(self.rows))
 
-        @torch.no_grad()
         def part(start: int, stop: int) -> None:
             for number in range(start, stop):
                 classes, weight, scores = self.tile(number)
@@ -97,7 +96,6 @@ class _Chunk:
         kept = 0 if is_first else 1
         found: dict[int, Tensor] = {}
 
-        @torch.no_grad()
         def part(start: int, stop: int) -> None:
             total = found[start] = torch.empty_like(self.rows)
             for number in range(start, stop):

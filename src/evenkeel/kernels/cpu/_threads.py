@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-_PARTS = 4  # per thread: a core that is busy elsewhere then holds up a quarter of its share
+_PARTS = 2  # per thread: a core that is busy elsewhere then holds up half of its share
 _ALIGNED = 64  # elements; parts begin where vectors do
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -19,8 +19,8 @@ def in_parallel(function: Callable[[int, int], object], count: int, least: int) 
     """Call function(start, stop) for parts that cover range(count), on torch.get_num_threads() threads.
 
     least: the smallest part worth a thread. Serial for few items and inside a parallel region. The function should go
-    straight into a kernel or another call that releases the interpreter's lock; torch records no gradients in it. What
-    it raises is raised here.
+    straight into a kernel or another call that releases the interpreter's lock (of torch: see as_called_here). What it
+    raises is raised here.
     """
     threads = min(torch.get_num_threads(), count // max(1, least))
     if threads <= 1 or _inside():
@@ -32,19 +32,28 @@ def in_parallel(function: Callable[[int, int], object], count: int, least: int) 
         size = -(-size // _ALIGNED) * _ALIGNED
     starts = iter(range(0, count, size))
     failures: list[BaseException] = []
-    inference = torch.is_inference_mode_enabled()  # like the grad mode, a setting of each thread
 
     def work(_: object = None) -> None:
         try:
-            with torch.inference_mode(inference), torch.no_grad():
-                for start in starts:  # a range's iterator hands out each start once, to whichever thread asks
-                    function(start, min(count, start + size))
+            for start in starts:  # a range's iterator hands out each start once, to whichever thread asks
+                function(start, min(count, start + size))
         except BaseException as failure:  # nothing may leave through C
             failures.append(failure)
 
     _run(work, threads)
     if failures:
         raise failures[0]
+
+
+def as_called_here(function: Callable[[int, int], object]) -> Callable[[int, int], object]:
+    """The function in the caller's inference mode and without gradients: to torch these are settings of each thread."""
+    inference = torch.is_inference_mode_enabled()
+
+    def run(start: int, stop: int) -> None:
+        with torch.inference_mode(inference), torch.no_grad():
+            function(start, stop)
+
+    return run
 
 
 def over_elements(kernel: Callable[..., None], least: int, *tensors: torch.Tensor) -> None:
