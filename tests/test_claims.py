@@ -51,7 +51,7 @@ VERDICT_OF = {
     "C16": CAVEAT,
     "C17": HOLDS,
     "C18": FAILS,
-    "C20": HOLDS,
+    "C20": CAVEAT,
     "C22": HOLDS,
     "C31": FAILS,
     "C33": FAILS,

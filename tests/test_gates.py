@@ -14,6 +14,7 @@ from evenkeel.errors import UsageError
 from evenkeel.functional import ACTIVATIONS, clamped_swiglu, gated
 from evenkeel.kernels import cpu
 from evenkeel.reference.activations import REFERENCES, SLOPES
+from evenkeel.testing import assert_ulp
 
 CLAMPED = "clamped_swiglu"
 NAMES = (*SLOPES, CLAMPED)
@@ -58,12 +59,26 @@ def test_values_and_gradients(name: str, dtype: torch.dtype, poisoned: None):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_wrong_product_would_be_caught(name: str):
     gate, up = 4 * torch.randn(2, 64)
-    exact = [gate.double(), up.double()]
-    for wrong in (reference(name, *exact[::-1]), reference(name, *exact) * (1 + 2.0**-20), -reference(name, *exact)):
+    exact = reference(name, gate.double(), up.double())
+    assert_near(exact.float(), exact)
+    wrongs = [exact * (1 + 2.0**-20), -exact]
+    if name != "identity":  # whose factors may change places
+        wrongs.append(reference(name, up.double(), gate.double()))
+    for wrong in wrongs:
         with pytest.raises(AssertionError):
-            assert_near(
-                wrong.float(), reference(name, *exact) if name != "identity" else reference(name, *exact) * 1.001
-            )
+            assert_near(wrong.float(), exact)
+
+
+@pytest.mark.parametrize("name", ("silu", "gelu", "gelu_tanh", "quick_gelu"))
+def test_float32_gates_are_as_exact_as_they_say(name: str):
+    x = torch.cat([torch.linspace(-110, 30, 400_001), 2 * torch.randn(400_000)])
+    one = torch.ones_like(x)
+    assert_ulp(gated(x, one, name), REFERENCES[name](x.double()), 8 if name == "gelu" else 2)
+    to_gate, to_up = gradients(function(name), one, x, one)
+    slope, value = SLOPES[name](x.double()), REFERENCES[name](x.double())
+    term = torch.maximum(slope.abs(), (value / x.double()).nan_to_num().abs()).clamp(min=2.0**-126)
+    assert float(((to_gate - slope).abs() / term).max()) < 12 * 2.0**-24
+    assert float(((to_up - value).abs() / value.abs().clamp(min=2.0**-126)).max()) < 8 * 2.0**-24
 
 
 @pytest.mark.parametrize("dtype", tuple(ROUNDING), ids=str)

@@ -86,7 +86,8 @@ def _drawn(found: dict[str, Any]) -> Iterator[str]:
         yield "CPU kernels: compiled anew in every process, since their cache cannot be written;"
         yield "  set EVENKEEL_CACHE_DIR to a directory that can"
     else:
-        yield f"CPU kernels: {kernels['compiled']} compiled, kept in {kernels['cache']}"
+        yield f"CPU kernels: {kernels['compiled']} compiled, kept in"
+        yield f"  {kernels['cache']}"
     yield ""
     width = max(len(name) for name in found["functions"])
     rows = {"on a CPU": dict(zip(_DTYPES, _DTYPES, strict=True))}

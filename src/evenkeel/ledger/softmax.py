@@ -33,8 +33,6 @@ def _torchs(logits: Tensor) -> Tensor:
     return torch.softmax(logits, -1)
 
 
-_ROUNDING = 2.0**-22  # two neighbouring logits' weights may change places in their last bit
-
 _IMPLEMENTATIONS: dict[str, Softmax] = {"torch": _torchs, "evenkeel": _ours}
 
 
@@ -52,10 +50,15 @@ def _amplification() -> Iterator[Measurement]:
         weights = softmax(logits)[0]
         yield Measurement(f"{name}.sum_error", abs(weights.double().sum().item() - 1), "1")
         yield Measurement(f"{name}.smallest_weight", weights.min().item(), "1")
-        ordered = weights[order]
-        falls = (ordered.diff() < -_ROUNDING * ordered[1:]).double().mean().item()
+        falls = (weights[order].diff() < 0).double().mean().item()
         yield Measurement(f"{name}.order_violations", falls, "share")
 
+
+_LAST_BIT = Text(
+    en="Where two logits all but agree, rounding can give the larger one the smaller weight, by its last bits.",
+    es="Cuando dos logits casi coinciden, el redondeo puede dar al mayor el peso menor, por sus últimos bits.",
+    pt="Quando dois logits quase coincidem, o arredondamento pode dar ao maior o menor peso, nos últimos bits.",
+)
 
 C20 = Claim(
     id="C20",
@@ -85,7 +88,8 @@ C20 = Claim(
             for bound in (
                 Bound(measurement=f"{name}.sum_error", high=1e-4),
                 Bound(measurement=f"{name}.smallest_weight", low=torch.finfo(torch.float32).tiny),
-                Bound(measurement=f"{name}.order_violations", high=0.0),
+                Bound(measurement=f"{name}.order_violations", high=1e-4),
+                Bound(measurement=f"{name}.order_violations", high=0.0, role="caveat", otherwise=_LAST_BIT),
             )
         ),
     ),

@@ -1,7 +1,7 @@
 """Pointwise functions and their slopes, one element at a time and fused with a gate's product.
 
 A function's `value` and `slope` take a float32. Most compute in float64 and are rounded once, at the end: off by at
-most 0.51 ulp. silu, gelu_tanh and quick_gelu, which models run hottest, compute their value in float32 with the two
+most 0.53 ulp. silu, gelu_tanh and quick_gelu, which models run hottest, compute their value in float32 with the two
 places that would lose bits (the exponent's argument and the denominator) kept exact: off by less than 2 ulp. Results of
 16 bits need less: see fast32.
 Inputs are clamped where the result has long reached its limit, which also answers for infinities; comparisons are
