@@ -20,7 +20,7 @@ import torch, evenkeel as ek
 from evenkeel.kernels.cpu import activations
 x = torch.linspace(-3, 3, 1000)
 print(float((ek.functional.gelu(x) - torch.nn.functional.gelu(x)).abs().max()) < 1e-6)
-print(sum(activations.forward("gelu", torch.float32).stats.cache_hits.values()))
+print(sum(activations.forward("gelu", torch.float32).compiled.stats.cache_hits.values()))
 """
 
 
@@ -50,6 +50,21 @@ def test_a_broken_cache_file_is_compiled_anew(tmp_path: Path):
     file.write_bytes(file.read_bytes()[:100])
     assert python(GELU, EVENKEEL_CACHE_DIR=str(tmp_path)) == ["True", "0"]
     assert python(GELU, EVENKEEL_CACHE_DIR=str(tmp_path)) == ["True", "1"]
+
+
+def test_kernels_of_several_processes_are_not_mistaken_for_each_other(tmp_path: Path):
+    """Closures of one function get one number each, in the order in which a process makes them."""
+    code = """
+import torch, evenkeel as ek
+x = torch.linspace(-3, 3, 1000)
+print([ek.functional.gated(x, x + 1, name).double().sum().item() for name in {names}])
+"""
+    names = ("relu", "sigmoid", "silu", "tanh", "mish")
+    alone = [python(code.format(names=[name]), EVENKEEL_CACHE_DIR=str(tmp_path / name))[0] for name in names]
+    for name in names:
+        python(code.format(names=[name]), EVENKEEL_CACHE_DIR=str(tmp_path))
+    found = python(code.format(names=names), EVENKEEL_CACHE_DIR=str(tmp_path))
+    assert "".join(found) == f"[{','.join(one.strip('[]') for one in alone)}]"
 
 
 def test_without_a_writable_cache_everything_works(tmp_path: Path):
@@ -101,10 +116,10 @@ def test_parts_cover_everything_once_and_errors_come_out():
             torch.set_num_threads(threads)
             for count in (0, 1, 7, 1000, 4096):
                 seen: list[int] = []
-                in_parallel(lambda start, stop, seen=seen: seen.extend(range(start, stop)), count, 10)
+                in_parallel(lambda start, stop, seen=seen: seen.extend(range(start, stop)), count)
                 assert sorted(seen) == list(range(count))
         with pytest.raises(ZeroDivisionError):
-            in_parallel(lambda start, stop: 1 // 0, 1000, 1)
+            in_parallel(lambda start, stop: 1 // 0, 1000)
     finally:
         torch.set_num_threads(before)
 
@@ -116,7 +131,7 @@ def test_threads_are_in_the_callers_inference_mode():
         for setting in (torch.inference_mode(), torch.no_grad(), torch.enable_grad()):
             with setting:
                 memory = torch.zeros(4, 100)
-                in_parallel(as_called_here(lambda start, stop, memory=memory: memory[start:stop].add_(1)), 4, 1)
+                in_parallel(as_called_here(lambda start, stop, memory=memory: memory[start:stop].add_(1)), 4)
                 assert torch.equal(memory, torch.ones(4, 100))
     finally:
         torch.set_num_threads(before)
@@ -128,7 +143,7 @@ def test_a_kernel_inside_another_parallel_region_runs_alone():
         torch.set_num_threads(2)
         x = torch.randn(100_000)
         results: list[torch.Tensor] = []
-        in_parallel(lambda start, stop: results.append(silu(x)), 2, 1)
+        in_parallel(lambda start, stop: results.append(silu(x)), 2)
         assert all(torch.equal(result, silu(x)) for result in results)
     finally:
         torch.set_num_threads(before)

@@ -14,6 +14,7 @@ from ..catalogue import Catalogue
 from ..errors import UsageError
 from ..facts import FACTS, Facts
 from ..kernels import cpu
+from ..kernels.cpu._threads import divided
 from ..reference.activations import REFERENCES, SLOPES
 from ._operators import is_differentiated, operator
 
@@ -64,10 +65,9 @@ def _value_on_cpu(x: Tensor, name: str) -> Tensor:
     if not cpu.serves(x):
         return _value_in_torch(x, name)
     from ..kernels.cpu import activations
-    from ..kernels.cpu._threads import over_elements
 
     out = _shaped_value(x, name)
-    over_elements(activations.forward(name, x.dtype), _LEAST, x.contiguous(), out)
+    activations.forward(name, x.dtype)(divided(x.numel(), _LEAST), x.contiguous().view(-1), out.view(-1))
     return out
 
 
@@ -87,10 +87,10 @@ def _slope_on_cpu(gradient: Tensor, x: Tensor, name: str) -> Tensor:
     if not cpu.serves(gradient, x):
         return _slope_in_torch(gradient, x, name)
     from ..kernels.cpu import activations
-    from ..kernels.cpu._threads import over_elements
 
     out = _shaped_slope(gradient, x, name)
-    over_elements(activations.backward(name, x.dtype), _LEAST, gradient.contiguous(), x.contiguous(), out)
+    flat = (item.contiguous().view(-1) for item in (gradient, x, out))
+    activations.backward(name, x.dtype)(divided(x.numel(), _LEAST), *flat)
     return out
 
 

@@ -196,7 +196,7 @@ def over(all_places: list[Place], passes: Any, work: Callable[[list[Place]], obj
     if passes is torch_passes:
         part(0, len(all_places))
     else:
-        in_parallel(part, len(all_places), 1)
+        in_parallel(part, len(all_places))
 
 
 def folded(tensor: Tensor | None, dim: int | None, size: int) -> Any:

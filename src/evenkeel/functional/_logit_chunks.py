@@ -32,7 +32,7 @@ class Head(NamedTuple):
 def _in_parts(function: Callable[[int, int], object], count: int, device: torch.device) -> None:
     """Whole tiles on each thread: a product that all threads share would have them wait for each other every time."""
     if device.type == "cpu":
-        in_parallel(as_called_here(function), count, 1)
+        in_parallel(as_called_here(function), count)
     else:
         function(0, count)
 
@@ -61,11 +61,11 @@ class _Chunk:
         weight = self.head.weight[classes].to(self.rows.dtype)
         return classes, weight, self.memory[first * tokens : classes.stop * tokens].view(tokens, weight.shape[0])
 
-    def score(self) -> tuple[Tensor, Tensor]:
-        """Make the scores; return losses and log-sum-exps."""
+    def score(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Make the scores; return losses, maxima and log Σe^((x − max)/T)."""
         temperature, softcap, smoothing, z_loss, ignored = self.head.options
         tokens, vocabulary = self.rows.shape[0], self.head.weight.shape[0]
-        sums = self.rows.new_zeros((3, self.count, tokens), dtype=summing_dtype(self.rows))
+        sums = self.rows.new_zeros((4, self.count, tokens), dtype=summing_dtype(self.rows))
 
         def part(start: int, stop: int) -> None:
             for number in range(start, stop):
@@ -85,11 +85,14 @@ class _Chunk:
                 )
 
         _in_parts(part, self.count, self.rows.device)
-        logsumexps = sums[0].logsumexp(0)
-        losses = token_losses(logsumexps, sums[2].sum(0), sums[1].sum(0), vocabulary, (temperature, smoothing, z_loss))
-        return torch.where(self.targets != ignored, losses, 0), logsumexps
+        maxima, log_totals = _joined(sums[0], sums[1], temperature)
+        options = (temperature, smoothing, z_loss)
+        losses = token_losses(maxima, log_totals, sums[3].sum(0), sums[2].sum(0), vocabulary, options)
+        return torch.where(self.targets != ignored, losses, 0), maxima, log_totals
 
-    def differentiate(self, logsumexps: Tensor, share: Tensor, gradients: Gradients, is_first: bool) -> None:
+    def differentiate(
+        self, maxima: Tensor, log_totals: Tensor, share: Tensor, gradients: Gradients, is_first: bool
+    ) -> None:
         """Turn the scores into slopes; set the gradient of these rows, and add to those of weight and bias."""
         temperature, softcap, smoothing, z_loss, _ = self.head.options
         to_rows, to_weight, to_bias = gradients
@@ -103,7 +106,8 @@ class _Chunk:
                 self.passes.differentiate_tile(
                     slopes,
                     self.targets,
-                    logsumexps,
+                    maxima,
+                    log_totals,
                     share,
                     first=classes.start,
                     vocabulary=self.head.weight.shape[0],
@@ -123,6 +127,13 @@ class _Chunk:
         _in_parts(part, self.count, self.rows.device)
         if to_rows is not None:
             torch.sum(torch.stack([found[start] for start in sorted(found)]), 0, out=to_rows)
+
+
+def _joined(maxima: Tensor, log_totals: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Maximum and log Σe^((x − max)/T) of all tiles, from those of each."""
+    top = maxima.amax(0)
+    below = torch.where(maxima == top, 0, (maxima - top) / temperature)  # 0 where both are infinite
+    return top, (log_totals + below).logsumexp(0)
 
 
 @torch.no_grad()
@@ -145,8 +156,8 @@ def walk(x: Tensor, head: Head, target: Tensor, share: Tensor | None, needed: li
     for start in range(0, count, max(1, size)):
         tokens = slice(start, min(count, start + size))
         chunk = _Chunk(rows[tokens], target[tokens], head, memory, _passes(x))
-        losses[tokens], logsumexps = chunk.score()
+        losses[tokens], maxima, log_totals = chunk.score()
         if share is not None:
             gradients = (None if to_x is None else to_x[tokens], to_weight, to_bias)
-            chunk.differentiate(logsumexps, share[tokens], gradients, start == 0)
+            chunk.differentiate(maxima, log_totals, share[tokens], gradients, start == 0)
     return losses, (to_x, to_weight, to_bias)

@@ -11,7 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ..errors import UsageError
 from ..kernels import cpu
-from ._operators import operator
+from ._operators import is_differentiated, operator
 from ._softmax import batched_rows, check_temperature, logsumexp, softmax
 from ._statistics import widened
 
@@ -68,14 +68,20 @@ def shares(target: Tensor, ignored: int, reduction: Reduction, dtype: torch.dtyp
 
 
 def token_losses(
-    logsumexps: Tensor, picked: Tensor, totals: Tensor, vocabulary: int, options: tuple[float, float, float]
+    maxima: Tensor,
+    log_totals: Tensor,
+    picked: Tensor,
+    totals: Tensor,
+    vocabulary: int,
+    options: tuple[float, float, float],
 ) -> Tensor:
     """A token's loss from what was gathered of its row; where smoothing is 0, `totals` is not looked at."""
     temperature, smoothing, z_loss = options
-    losses = logsumexps - (1 - smoothing) * picked / temperature
+    above = maxima - picked
     if smoothing:
-        losses = losses - smoothing / vocabulary * totals / temperature
-    return losses + z_loss * logsumexps.square() if z_loss else losses
+        above = (1 - smoothing) * above + smoothing * (maxima - totals / vocabulary)
+    losses = above / temperature + log_totals
+    return losses + z_loss * (maxima / temperature + log_totals).square() if z_loss else losses
 
 
 def reduced(losses: Tensor, target: Tensor, ignored: int, reduction: Reduction) -> Tensor:
@@ -92,40 +98,45 @@ def capped(logits: Tensor, softcap: float | None) -> Tensor:
 
 def _losses_in_torch(
     logits: Tensor, target: Tensor, temperature: float, smoothing: float, z_loss: float, ignored: int
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     check_target(target, logits.shape[-1], ignored)
     x, counted = widened(logits), target != ignored
-    logsumexps = logsumexp(x, temperature=temperature).to(summing_dtype(x))
+    maxima = x.amax(-1) if x.shape[-1] else x.new_full(target.shape, -torch.inf)
+    shift = torch.where(maxima.isfinite(), maxima, 0)
+    maxima = maxima.to(summing_dtype(x))
+    log_totals = logsumexp(x - shift.unsqueeze(-1), temperature=temperature).to(maxima.dtype)
     picked = x.gather(-1, torch.where(counted, target, 0).long().unsqueeze(-1)).squeeze(-1)
-    losses = token_losses(logsumexps, picked, x.sum(-1), x.shape[-1], (temperature, smoothing, z_loss))
-    return torch.where(counted, losses, 0).to(x.dtype), logsumexps
+    options = (temperature, smoothing, z_loss)
+    losses = token_losses(maxima, log_totals, picked, x.sum(-1), x.shape[-1], options)
+    return torch.where(counted, losses, 0).to(x.dtype), maxima, log_totals
 
 
 def _losses_on_cpu(
     logits: Tensor, target: Tensor, temperature: float, smoothing: float, z_loss: float, ignored: int
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     if not cpu.serves(logits) or not logits.shape[-1]:
         return _losses_in_torch(logits, target, temperature, smoothing, z_loss, ignored)
     from ..kernels.cpu import losses as kernels
 
     vocabulary = logits.shape[-1]
     check_target(target, vocabulary, ignored)
-    logsumexps, totals, picked = logits.new_zeros((3, *target.shape), dtype=torch.float64)
+    maxima, log_totals, totals, picked = (logits.new_zeros(target.shape, dtype=torch.float64) for _ in range(4))
     kernels.gather(
         logits.contiguous().view(-1, vocabulary),
         target.long().reshape(-1),
-        *(item.view(-1) for item in (logsumexps, totals, picked)),
+        *(item.view(-1) for item in (maxima, log_totals, totals, picked)),
         first=0,
         temperature=temperature,
         smooth=smoothing > 0,
     )
-    losses = token_losses(logsumexps, picked, totals, vocabulary, (temperature, smoothing, z_loss))
-    return torch.where(target != ignored, losses, 0).float(), logsumexps
+    losses = token_losses(maxima, log_totals, picked, totals, vocabulary, (temperature, smoothing, z_loss))
+    return torch.where(target != ignored, losses, 0).float(), maxima, log_totals
 
 
-def _shaped_losses(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _shaped_losses(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return logits.new_empty(target.shape, dtype=dtype), logits.new_empty(target.shape, dtype=summing_dtype(logits))
+    maxima, log_totals = (logits.new_empty(target.shape, dtype=summing_dtype(logits)) for _ in range(2))
+    return logits.new_empty(target.shape, dtype=dtype), maxima, log_totals
 
 
 def _slopes_by_definition(
@@ -142,7 +153,9 @@ def _slopes_by_definition(
     return torch.where(weights == 0, 0, weights * (p - wanted)).to(logits.dtype)
 
 
-def _slopes_in_torch(gradient: Tensor, logits: Tensor, target: Tensor, logsumexps: Tensor, *options: Any) -> Tensor:
+def _slopes_in_torch(
+    gradient: Tensor, logits: Tensor, target: Tensor, maxima: Tensor, log_totals: Tensor, *options: Any
+) -> Tensor:
     return _slopes_by_definition(gradient, logits, target, *options).contiguous()
 
 
@@ -150,14 +163,16 @@ def _slopes_on_cpu(
     gradient: Tensor,
     logits: Tensor,
     target: Tensor,
-    logsumexps: Tensor,
+    maxima: Tensor,
+    log_totals: Tensor,
     temperature: float,
     smoothing: float,
     z_loss: float,
     ignored: int,
 ) -> Tensor:
     if not cpu.serves(logits) or not logits.shape[-1]:
-        return _slopes_in_torch(gradient, logits, target, logsumexps, temperature, smoothing, z_loss, ignored)
+        options = (temperature, smoothing, z_loss, ignored)
+        return _slopes_in_torch(gradient, logits, target, maxima, log_totals, *options)
     from ..kernels.cpu import losses as kernels
 
     out = _shaped_slopes(gradient, logits)
@@ -165,7 +180,8 @@ def _slopes_on_cpu(
     kernels.differentiate(
         logits.contiguous().view(-1, logits.shape[-1]),
         target.long().reshape(-1),
-        logsumexps.reshape(-1),
+        maxima.reshape(-1),
+        log_totals.reshape(-1),
         weights.reshape(-1),
         out.view(-1, logits.shape[-1]),
         temperature=temperature,
@@ -181,14 +197,15 @@ def _shaped_slopes(gradient: Tensor, logits: Tensor, *rest: Any) -> Tensor:
 
 _OPTIONS = "float temperature, float label_smoothing, float z_loss, int ignore_index"
 _losses = operator(
-    f"cross_entropy(Tensor logits, Tensor target, {_OPTIONS}) -> (Tensor, Tensor)",
+    f"cross_entropy(Tensor logits, Tensor target, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
     cpu=_losses_on_cpu,
     composite=_losses_in_torch,
     fake=_shaped_losses,
     vmap=batched_rows("cross_entropy"),
 )
 _slopes = operator(
-    f"cross_entropy_backward(Tensor gradient, Tensor logits, Tensor target, Tensor logsumexps, {_OPTIONS}) -> Tensor",
+    "cross_entropy_backward(Tensor gradient, Tensor logits, Tensor target, Tensor maxima, Tensor log_totals, "
+    f"{_OPTIONS}) -> Tensor",
     cpu=_slopes_on_cpu,
     composite=_slopes_in_torch,
     fake=_shaped_slopes,
@@ -202,13 +219,13 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         logits: Tensor, target: Tensor, temperature: float, smoothing: float, z_loss: float, ignored: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         return _losses(logits, target, temperature, smoothing, z_loss, ignored)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(inputs[0], inputs[1], output[1])
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*inputs[:2], *output[1:])
         ctx.options = inputs[2:]
 
     @staticmethod
@@ -224,18 +241,19 @@ class _CrossEntropyBackward(torch.autograd.Function):
         gradient: Tensor,
         logits: Tensor,
         target: Tensor,
-        logsumexps: Tensor,
+        maxima: Tensor,
+        log_totals: Tensor,
         temperature: float,
         smoothing: float,
         z_loss: float,
         ignored: int,
     ) -> Tensor:
-        return _slopes(gradient, logits, target, logsumexps, temperature, smoothing, z_loss, ignored)
+        return _slopes(gradient, logits, target, maxima, log_totals, temperature, smoothing, z_loss, ignored)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:3])
-        ctx.options = inputs[4:]
+        ctx.options = inputs[5:]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -244,7 +262,7 @@ class _CrossEntropyBackward(torch.autograd.Function):
         def slopes(gradient: Tensor, logits: Tensor) -> Tensor:
             return _slopes_by_definition(gradient, logits, target, *ctx.options)
 
-        return *torch.func.vjp(slopes, gradient, logits)[1](gradients[0]), *(None,) * 6
+        return *torch.func.vjp(slopes, gradient, logits)[1](gradients[0]), *(None,) * 7
 
 
 def cross_entropy(
@@ -285,5 +303,6 @@ def cross_entropy(
     check_call(logits.shape, target, temperature, softcap, reduction)
     check_smoothing(label_smoothing, z_loss)
     scores = capped(logits, softcap)
-    losses, _ = _CrossEntropy.apply(scores, target, temperature, label_smoothing, z_loss, ignore_index)
+    run = _CrossEntropy.apply if is_differentiated(scores) else _losses
+    losses = run(scores, target, temperature, label_smoothing, z_loss, ignore_index)[0]
     return reduced(losses, target, ignore_index, reduction)

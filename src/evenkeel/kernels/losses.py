@@ -15,7 +15,8 @@ def _places(tile: Tensor, targets: Tensor, first: int) -> tuple[Tensor, Tensor]:
 def gather(
     tile: Tensor,
     targets: Tensor,
-    logsumexps: Tensor,
+    maxima: Tensor,
+    log_totals: Tensor,
     totals: Tensor,
     picked: Tensor,
     *,
@@ -23,8 +24,10 @@ def gather(
     temperature: float,
     smooth: bool,
 ) -> None:
-    """Of columns [first, first + w): log Σe^(x/T), Σx (added, where `smooth`), and x at the target if it is there."""
-    logsumexps.copy_(torch.logsumexp(tile / temperature, -1))
+    """Of columns [first, first + w): max, log Σe^((x − max)/T), Σx (added, where `smooth`), and x at a target there."""
+    maxima.copy_(tile.amax(-1))
+    shift = torch.where(maxima.isfinite(), maxima, 0).to(tile.dtype).unsqueeze(1)
+    log_totals.copy_(torch.logsumexp((tile - shift) / temperature, -1))
     if smooth:
         totals += tile.sum(-1)
     places, inside = _places(tile, targets, first)
@@ -34,7 +37,8 @@ def gather(
 def differentiate_tile(
     tile: Tensor,
     targets: Tensor,
-    logsumexps: Tensor,
+    maxima: Tensor,
+    log_totals: Tensor,
     weights: Tensor,
     *,
     first: int,
@@ -46,8 +50,8 @@ def differentiate_tile(
 ) -> None:
     """Scores become weight·((1 + 2·z_loss·logsumexp)·p − (1 − smoothing)·[target] − smoothing/V)/T, times the cap's."""
     scales = weights / temperature
-    slopes = torch.exp(tile / temperature - logsumexps.unsqueeze(1))
-    slopes *= (scales * (1 + 2 * z_loss * logsumexps)).unsqueeze(1)
+    slopes = torch.exp((tile - maxima.unsqueeze(1)) / temperature - log_totals.unsqueeze(1))
+    slopes *= (scales * (1 + 2 * z_loss * (maxima / temperature + log_totals))).unsqueeze(1)
     slopes -= (scales * (smoothing / vocabulary)).unsqueeze(1)
     places, inside = _places(tile, targets, first)
     slopes.scatter_add_(1, places, torch.where(inside, (smoothing - 1) * scales, 0).to(slopes.dtype).unsqueeze(1))

@@ -43,15 +43,15 @@ def inline(function: Callable[..., Any] | None = None, *, flags: Collection[str]
     return numba.njit(function, forceinline=True, error_model="numpy", fastmath=set(flags))
 
 
-def kernel(function: Callable[..., Any] | None = None, *, flags: Collection[str] = (), name: str = "") -> Any:
+def kernel(function: Callable[..., Any] | None = None, *, flags: Collection[str] = ()) -> Any:
     """A function over arrays that runs without the interpreter's lock, compiled once per argument types.
 
-    name: what tells closures of one function apart in the cache.
+    Its qualified name tells it apart in the cache, and, once loaded, to the linker.
     """
     if function is None:
-        return lambda function: kernel(function, flags=flags, name=name)
+        return lambda function: kernel(function, flags=flags)
     dispatcher: Any = numba.njit(function, nogil=True, error_model="numpy", fastmath=set(flags))
-    dispatcher._cache = _DiskCache(f"{function.__module__}.{function.__qualname__}.{name}")
+    dispatcher._cache = _DiskCache(f"{function.__module__}.{function.__qualname__}")
     return dispatcher
 
 

@@ -1,35 +1,62 @@
-"""Kernels on several cores: on torch's own threads, so that no second pool spins beside it."""
+"""A range shared among torch's own threads, so that no second pool spins beside it."""
 
 from __future__ import annotations
 
 import ctypes
-import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 
 _PARTS = 2  # per thread: a core that is busy elsewhere then holds up half of its share
 _ALIGNED = 64  # elements; parts begin where vectors do
-_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_LEAST = 2**15  # elements of rows worth a thread
+_WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_PARALLEL = ctypes.CFUNCTYPE(None, _WORK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
 
 
-def in_parallel(function: Callable[[int, int], object], count: int, least: int) -> None:
-    """Call function(start, stop) for parts that cover range(count), on torch.get_num_threads() threads.
+class Division(NamedTuple):
+    """How range(length) is cut: into parts of a size, the last perhaps shorter, which so many threads take."""
 
-    least: the smallest part worth a thread. Serial for few items and inside a parallel region. The function should go
-    straight into a kernel or another call that releases the interpreter's lock (of torch: see as_called_here). What it
+    length: int
+    size: int
+    threads: int
+
+    @property
+    def parts(self) -> int:
+        """How many parts there are."""
+        return -(-self.length // self.size)
+
+
+def divided(length: int, least: int) -> Division:
+    """For torch.get_num_threads() threads, in parts of `least` or more; in one for few, and in a parallel region."""
+    threads = min(torch.get_num_threads(), length // max(1, least))
+    if threads <= 1 or _inside():
+        return Division(length, max(1, length), 1)
+    size = max(least, -(-length // (_PARTS * threads)))
+    if size > _ALIGNED:
+        size = -(-size // _ALIGNED) * _ALIGNED
+    return Division(length, size, threads)
+
+
+def divided_rows(rows: torch.Tensor) -> Division:
+    """For the rows of a tensor (rows, V)."""
+    return divided(rows.shape[0], max(1, _LEAST // max(1, rows.shape[1])))
+
+
+def in_parallel(function: Callable[[int, int], object], count: int) -> None:
+    """Call function(start, stop) for parts that cover range(count), each on one of torch's threads.
+
+    For work that calls torch (see as_called_here); what is a kernel alone is spread without Python. What the function
     raises is raised here.
     """
-    threads = min(torch.get_num_threads(), count // max(1, least))
-    if threads <= 1 or _inside():
+    _, size, threads = divided(count, 1)
+    if threads == 1:
         if count:
             function(0, count)
         return
-    size = max(least, -(-count // (_PARTS * threads)))
-    if size > _ALIGNED:
-        size = -(-size // _ALIGNED) * _ALIGNED
     starts = iter(range(0, count, size))
     failures: list[BaseException] = []
 
@@ -40,7 +67,7 @@ def in_parallel(function: Callable[[int, int], object], count: int, least: int) 
         except BaseException as failure:  # nothing may leave through C
             failures.append(failure)
 
-    _run(work, threads)
+    parallel()(_WORK(work), None, threads, 0)
     if failures:
         raise failures[0]
 
@@ -56,37 +83,35 @@ def as_called_here(function: Callable[[int, int], object]) -> Callable[[int, int
     return run
 
 
-def over_elements(kernel: Callable[..., None], least: int, *tensors: torch.Tensor) -> None:
-    """Call a kernel over the elements of contiguous tensors of one size, the results among them."""
-    from ._compile import as_array  # here: threads are wanted where numba is not
+@cache
+def parallel() -> Any:
+    """A C function (work, data, threads, flags) that calls work(data) on so many threads.
 
-    arrays = [as_array(tensor).reshape(-1) for tensor in tensors]
-    in_parallel(lambda start, stop: kernel(*(array[start:stop] for array in arrays)), arrays[0].size, least)
+    That of the OpenMP library that torch itself is linked with, as seen through torch, or threads of our own where
+    torch has another.
+    """
+    library = _openmp()
+    if library is None:
+        return _PARALLEL(_on_own_threads)
+    return ctypes.cast(library.GOMP_parallel, _PARALLEL)
+
+
+def _on_own_threads(work: Callable[[Any], None], data: Any, threads: int, flags: int) -> None:
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(threads):
+            pool.submit(work, data)
 
 
 @cache
 def _openmp() -> ctypes.CDLL | None:
-    """The OpenMP library that torch itself is linked with, as seen through torch; None where it has another."""
     try:
         library = ctypes.CDLL(torch._C.__file__)
-        library.GOMP_parallel.argtypes = (_CALLBACK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-        library.GOMP_parallel.restype = None
         library.omp_in_parallel.restype = ctypes.c_int
+        return library if library.GOMP_parallel else None
     except (OSError, AttributeError):
         return None
-    return library
 
 
 def _inside() -> bool:
     library = _openmp()
     return library is not None and bool(library.omp_in_parallel())
-
-
-def _run(work: Callable[..., None], threads: int) -> None:
-    library = _openmp()
-    if library is None:
-        with ThreadPoolExecutor(threads) as pool:
-            for _ in itertools.repeat(None, threads):
-                pool.submit(work)
-    else:
-        library.GOMP_parallel(_CALLBACK(work), None, threads, 0)

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from ._arithmetic import at_least, at_most, exp64, expm1_64, log1p_unit64, reduced32
-from ._compile import add_exponent, fma, inline, kernel, magnitude, narrow, widen, with_sign
+from ._compile import add_exponent, fma, inline, magnitude, narrow, widen, with_sign
+from ._spread import spread
 from .fast32 import COARSE, FINE, Formula
 
 _FAR = 120.0  # e^-120 rounds to 0 in float32; its square is still a normal float64
@@ -358,26 +359,28 @@ FORMULAS = {
 
 @cache
 def forward(name: str, dtype: torch.dtype) -> Callable[..., None]:
-    """The kernel (x, out): out = f(x)."""
+    """The kernel (division, x, out): out = f(x), of flat tensors."""
     value = formula(name, dtype).value
 
-    @kernel(name=f"{name}-{dtype}")
-    def pointwise(x, out):
-        for i in range(out.size):
-            out[i] = narrow(value(widen(x[i])), out)
+    @spread(name=f"{name}-{dtype}")
+    def pointwise(start, stop, x, out):
+        a, y = x[start:stop], out[start:stop]
+        for i in range(y.size):
+            y[i] = narrow(value(widen(a[i])), out)
 
     return pointwise
 
 
 @cache
 def backward(name: str, dtype: torch.dtype) -> Callable[..., None]:
-    """The kernel (gradient, x, out): out = gradient·f′(x)."""
+    """The kernel (division, gradient, x, out): out = gradient·f′(x), of flat tensors."""
     slope = formula(name, dtype).slope
 
-    @kernel(name=f"{name}-{dtype}")
-    def pointwise_backward(gradient, x, out):
-        for i in range(out.size):
-            out[i] = narrow(widen(gradient[i]) * slope(widen(x[i])), out)
+    @spread(name=f"{name}-{dtype}")
+    def pointwise_backward(start, stop, gradient, x, out):
+        g, a, y = gradient[start:stop], x[start:stop], out[start:stop]
+        for i in range(y.size):
+            y[i] = narrow(widen(g[i]) * slope(widen(a[i])), out)
 
     return pointwise_backward
 

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from ._arithmetic import at_least, at_most
-from ._compile import as_array, inline, kernel, narrow, widen
-from ._threads import in_parallel, over_elements
+from ._compile import inline, narrow, widen
+from ._spread import spread
+from ._threads import divided
 from .activations import FORMULAS, formula, identity, identity_slope
 from .fast32 import FINE, Formula
 
@@ -75,15 +76,16 @@ GATES = {name: _plain(name) for name in FORMULAS} | {"gelu": _gelu, "clamped_swi
 
 @cache
 def forward(name: str, dtype: torch.dtype) -> Callable[..., None]:
-    """The kernel (gate, up, out, strides, columns, rows): out = f(gate)·up."""
+    """The kernel (division, gate, up, out, strides, columns): out = f(gate)·up."""
     (value, _, _), factor, _ = GATES[name](dtype)
 
-    @kernel(name=f"{name}-{dtype}")
-    def gated(gate, up, out, strides, columns, rows):
-        for row in range(rows):
-            x = gate[row * strides[0] : row * strides[0] + columns]
-            u = up[row * strides[1] : row * strides[1] + columns]
-            y = out[row * strides[2] : row * strides[2] + columns]
+    @spread(name=f"{name}-{dtype}")
+    def gated(start, stop, gate, up, out, strides, columns):
+        width, rows = (columns, stop - start) if columns else (stop - start, 1)
+        for row in range(start, start + rows):
+            x = gate[row * strides[0] : row * strides[0] + width]
+            u = up[row * strides[1] : row * strides[1] + width]
+            y = out[row * strides[2] : row * strides[2] + width]
             for i in range(y.size):
                 y[i] = narrow(value(widen(x[i])) * factor(widen(u[i])), out)
 
@@ -92,20 +94,21 @@ def forward(name: str, dtype: torch.dtype) -> Callable[..., None]:
 
 @cache
 def backward(name: str, dtype: torch.dtype) -> Callable[..., None]:
-    """The kernel (gradient, gate, up, gate_gradient, up_gradient, strides, columns, rows).
+    """The kernel (division, gradient, gate, up, gate_gradient, up_gradient, strides, columns).
 
     gate_gradient = gradient·up·f′(gate), up_gradient = gradient·f(gate).
     """
     (_, _, both), factor, factor_slope = GATES[name](dtype)
 
-    @kernel(name=f"{name}-{dtype}")
-    def gated_backward(gradient, gate, up, gate_gradient, up_gradient, strides, columns, rows):
-        for row in range(rows):
-            g = gradient[row * strides[0] : row * strides[0] + columns]
-            x = gate[row * strides[1] : row * strides[1] + columns]
-            u = up[row * strides[2] : row * strides[2] + columns]
-            to_gate = gate_gradient[row * strides[3] : row * strides[3] + columns]
-            to_up = up_gradient[row * strides[4] : row * strides[4] + columns]
+    @spread(name=f"{name}-{dtype}")
+    def gated_backward(start, stop, gradient, gate, up, gate_gradient, up_gradient, strides, columns):
+        width, rows = (columns, stop - start) if columns else (stop - start, 1)
+        for row in range(start, start + rows):
+            g = gradient[row * strides[0] : row * strides[0] + width]
+            x = gate[row * strides[1] : row * strides[1] + width]
+            u = up[row * strides[2] : row * strides[2] + width]
+            to_gate = gate_gradient[row * strides[3] : row * strides[3] + width]
+            to_up = up_gradient[row * strides[4] : row * strides[4] + width]
             for i in range(g.size):
                 value, slope = both(widen(x[i]))
                 d, other = widen(g[i]), widen(u[i])
@@ -118,22 +121,17 @@ def backward(name: str, dtype: torch.dtype) -> Callable[..., None]:
 def over_rows(run: Callable[..., None], least: int, *tensors: torch.Tensor) -> None:
     """Call a kernel above over tensors of one shape; those that are written must have contiguous rows.
 
-    All in one piece where every tensor is contiguous, else row by row.
+    All as one row where every tensor is contiguous, else row by row.
     """
+    count = tensors[0].numel()
     if all(tensor.is_contiguous() for tensor in tensors):
-        strides = (0,) * len(tensors)
-        over_elements(lambda *parts: run(*parts, strides, parts[0].size, 1), least, *tensors)
-    elif tensors[0].numel():
+        run(divided(count, least), *(tensor.view(-1) for tensor in tensors), (1,) * len(tensors), 0)
+    elif count:
         columns = tensors[0].shape[-1]
         lines = [_in_lines(tensor) for tensor in tensors]
+        memory = [line.as_strided((_span(line),), (1,)) for line in lines]
         strides = tuple(line.stride(0) for line in lines)
-        arrays = [as_array(line.as_strided((_span(line),), (1,))) for line in lines]
-
-        def part(first: int, last: int) -> None:
-            starts = (array[first * stride :] for array, stride in zip(arrays, strides, strict=True))
-            run(*starts, strides, columns, last - first)
-
-        in_parallel(part, lines[0].shape[0], max(1, least // columns))
+        run(divided(count // columns, max(1, least // columns)), *memory, strides, columns)
 
 
 def _in_lines(tensor: torch.Tensor) -> torch.Tensor:

@@ -11,14 +11,14 @@ import numpy as np
 from torch import Tensor
 
 from ._arithmetic import reduced32
-from ._compile import add_exponent, as_array, fma, inline, kernel, larger, widen
-from ._threads import in_parallel
+from ._compile import add_exponent, fma, inline, larger, widen
+from ._spread import spread
+from ._threads import divided_rows
 
 _F = np.float32
 _ZERO, _ONE, _LEAST_EXPONENT, _LOWEST = _F(0), _F(1), _F(-87), _F(-np.inf)
 _SQUARABLE = _F(1e-18)  # the square of anything smaller is nothing beside the maximum's 1, and subnormals are slow
 _BLOCK = 2048
-_LEAST = 2**15
 _SUMS = {"reassoc", "nsz"}
 
 
@@ -115,8 +115,8 @@ def _heat(row, top, out):
                 out[0] += np.float64(sums[4])
 
 
-@kernel
-def _read_rows(memory, stride, classes, start, stop, every, described, heated):
+@spread
+def _read_rows(start, stop, memory, stride, classes, every, described, heated):
     for r in range(start, stop):
         row = memory[r * stride : r * stride + classes]
         _describe(row, described[r])
@@ -128,10 +128,5 @@ def logit_statistics(logits: Tensor, every: int, described: Tensor, heated: Tens
     """As in functional/_sums.py; rows of logits are contiguous, and described and heated start at 0."""
     rows, classes = logits.shape
     stride = logits.stride(0)
-    memory = as_array(logits.as_strided(((rows - 1) * stride + classes,), (1,)))
-    one, other = described.numpy(), heated.numpy()
-
-    def part(start: int, stop: int) -> None:
-        _read_rows(memory, stride, classes, start, stop, every, one, other)
-
-    in_parallel(part, rows, max(1, _LEAST // classes))
+    memory = logits.as_strided(((rows - 1) * stride + classes,), (1,))
+    _read_rows(divided_rows(logits), memory, stride, classes, every, described, heated)

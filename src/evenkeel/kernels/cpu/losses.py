@@ -1,54 +1,47 @@
 """Row passes of the losses over logits, a whole row or a tile of it at a time.
 
-Numerics: those of `softmax.py`. Log-sum-exps and what is summed over tiles are float64; a probability comes from its
-row's log-sum-exp as 2^(x·log2(e)/T − anchor) times a factor that is computed once a row in float64.
+Numerics: those of `softmax.py`. Of a row its maximum and the float64 log Σ e^((x − max)/T) are kept, apart, so that
+logits of any size leave the latter exact; a probability comes from them as 2^(x·log2(e)/T − anchor) times a factor that
+is computed once a row in float64.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ._compile import as_array, inline, kernel, narrow, widen
-from ._threads import in_parallel
-from .softmax import anchor_of, logsumexp_of, maximum, power, scale_of
+from ._compile import inline, narrow, widen
+from ._spread import spread
+from ._threads import divided_rows
+from .softmax import anchor_of, log_total_of, maximum, power, scale_of, total_of
 
 _F = np.float32
 _ZERO, _ONE = _F(0), _F(1)
 _LN_2 = 0.6931471805599453
-_BLOCK = 1024
-_PART = 2**15  # elements worth a thread
 
 
-@inline(flags={"reassoc", "nsz"})
-def _block_total(row):
-    total = _ZERO
-    for i in range(row.size):
-        total += widen(row[i])
-    return total
-
-
-@kernel
-def _gather(logits, targets, logsumexps, totals, picked, first, temperature, smooth):
-    for r in range(logits.shape[0]):
+@spread
+def _gather(start, stop, logits, targets, maxima, log_totals, totals, picked, first, temperature, smooth):
+    for r in range(start, stop):
         row = logits[r]
-        logsumexps[r] = logsumexp_of(row, maximum(row), temperature)
+        top = maximum(row)
+        maxima[r] = top
+        log_totals[r] = log_total_of(row, top, temperature)
         if smooth:
-            for start in range(0, row.size, _BLOCK):
-                totals[r] += np.float64(_block_total(row[start : start + _BLOCK]))
+            totals[r] += total_of(row)
         place = targets[r] - first
         if 0 <= place < row.size:
             picked[r] = widen(row[place])
 
 
 @inline
-def _row_plan(logsumexp, weight, temperature, z_loss, scale):
+def _row_plan(top, log_total, weight, temperature, z_loss, scale):
     """(offset, anchor, floor) of a row, and what turns its powers into weight·(1 + 2·z_loss·logsumexp)·p/T."""
-    offset, anchor, floor = anchor_of(_F(logsumexp * temperature), scale)
-    unit = math.exp(np.float64(anchor) * _LN_2 + np.float64(offset) / temperature - logsumexp)
+    offset, anchor, floor = anchor_of(_F(top), scale)
+    unit = math.exp(np.float64(anchor) * _LN_2 + (np.float64(offset) - top) / temperature - log_total)
+    logsumexp = top / temperature + log_total
     return offset, anchor, floor, _F(unit * (1 + 2 * z_loss * logsumexp) * weight / temperature)
 
 
@@ -64,15 +57,15 @@ def _write_slopes(row, out, plan, scale, smooth):
         out[i] = narrow(_slope(widen(row[i]), plan, scale, smooth), out)
 
 
-@kernel
-def _differentiate(logits, targets, logsumexps, weights, out, temperature, smoothing, z_loss):
+@spread
+def _differentiate(start, stop, logits, targets, maxima, log_totals, weights, out, temperature, smoothing, z_loss):
     scale = scale_of(temperature)
-    for r in range(logits.shape[0]):
+    for r in range(start, stop):
         row, target, weight = logits[r], out[r], weights[r]
-        if weight == 0 or logsumexps[r] == -np.inf:
+        if weight == 0 or maxima[r] == -np.inf:
             target[:] = narrow(_ZERO, out)
             continue
-        plan = _row_plan(logsumexps[r], weight, temperature, z_loss, scale)
+        plan = _row_plan(maxima[r], log_totals[r], weight, temperature, z_loss, scale)
         smooth = _F(weight * smoothing / row.size / temperature)
         _write_slopes(row, target, plan, scale, smooth)
         place = targets[r]
@@ -88,17 +81,29 @@ def _replace_by_slopes(row, plan, scale, smooth, inverse_cap):
         row[i] = _slope(row[i], plan, scale, smooth) * (_ONE - capped * capped)
 
 
-@kernel
+@spread
 def _differentiate_tile(
-    tile, targets, logsumexps, weights, first, vocabulary, temperature, smoothing, z_loss, inverse_cap
+    start,
+    stop,
+    tile,
+    targets,
+    maxima,
+    log_totals,
+    weights,
+    first,
+    vocabulary,
+    temperature,
+    smoothing,
+    z_loss,
+    inverse_cap,
 ):
     scale = scale_of(temperature)
-    for r in range(tile.shape[0]):
+    for r in range(start, stop):
         row, weight = tile[r], weights[r]
         if weight == 0:
             row[:] = _ZERO
             continue
-        plan = _row_plan(logsumexps[r], weight, temperature, z_loss, scale)
+        plan = _row_plan(maxima[r], log_totals[r], weight, temperature, z_loss, scale)
         place = targets[r] - first
         capped = row[place] * inverse_cap if 0 <= place < row.size else _ZERO
         _replace_by_slopes(row, plan, scale, _F(weight * smoothing / vocabulary / temperature), inverse_cap)
@@ -106,20 +111,11 @@ def _differentiate_tile(
             row[place] -= _F(weight * (1 - smoothing) / temperature) * (_ONE - capped * capped)
 
 
-def over_rows(rows: Any, tensors: tuple[Tensor, ...], *rest: object) -> None:
-    """Call a kernel on tensors whose first dimension is rows, the first of them (rows, V), a share on each thread."""
-    arrays = tuple(as_array(tensor) for tensor in tensors)
-
-    def part(start: int, stop: int) -> None:
-        rows(*(array[start:stop] for array in arrays), *rest)
-
-    in_parallel(part, arrays[0].shape[0], max(1, _PART // max(1, arrays[0].shape[1])))
-
-
 def gather(
     logits: Tensor,
     targets: Tensor,
-    logsumexps: Tensor,
+    maxima: Tensor,
+    log_totals: Tensor,
     totals: Tensor,
     picked: Tensor,
     *,
@@ -127,14 +123,15 @@ def gather(
     temperature: float,
     smooth: bool,
 ) -> None:
-    """Of columns [first, first + w): log Σe^(x/T), Σx (added, where `smooth`), and x at the target if it is there."""
-    over_rows(_gather, (logits, targets, logsumexps, totals, picked), first, temperature, smooth)
+    """Of columns [first, first + w): max, log Σe^((x − max)/T), Σx (added, where `smooth`), and x at a target there."""
+    _gather(divided_rows(logits), logits, targets, maxima, log_totals, totals, picked, first, temperature, smooth)
 
 
 def differentiate(
     logits: Tensor,
     targets: Tensor,
-    logsumexps: Tensor,
+    maxima: Tensor,
+    log_totals: Tensor,
     weights: Tensor,
     out: Tensor,
     *,
@@ -143,13 +140,15 @@ def differentiate(
     z_loss: float,
 ) -> None:
     """weight·((1 + 2·z_loss·logsumexp)·p − (1 − smoothing)·[target] − smoothing/V)/T of whole rows into `out`."""
-    over_rows(_differentiate, (logits, targets, logsumexps, weights, out), temperature, smoothing, z_loss)
+    options = (temperature, smoothing, z_loss)
+    _differentiate(divided_rows(logits), logits, targets, maxima, log_totals, weights, out, *options)
 
 
 def differentiate_tile(
     tile: Tensor,
     targets: Tensor,
-    logsumexps: Tensor,
+    maxima: Tensor,
+    log_totals: Tensor,
     weights: Tensor,
     *,
     first: int,
@@ -160,5 +159,5 @@ def differentiate_tile(
     inverse_cap: float,
 ) -> None:
     """The same in place, of columns [first, first + w) of `vocabulary`, whose float32 scores went through a softcap."""
-    rest = (first, vocabulary, temperature, smoothing, z_loss, _F(inverse_cap))
-    over_rows(_differentiate_tile, (tile, targets, logsumexps, weights), *rest)
+    options = (first, vocabulary, temperature, smoothing, z_loss, _F(inverse_cap))
+    _differentiate_tile(divided_rows(tile), tile, targets, maxima, log_totals, weights, *options)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from ._compile import inline, kernel, narrow, widen
+from ._compile import inline, narrow, widen
+from ._spread import spread
+from ._threads import divided_rows
 from .activations import sigmoid, softplus
-from .losses import over_rows
 
 _F = np.float32
 
@@ -20,9 +21,9 @@ def _softplus_total(row, inverse):
     return total
 
 
-@kernel
-def _sigmoid_losses(logits, targets, losses, temperature):
-    for r in range(logits.shape[0]):
+@spread
+def _sigmoid_losses(start, stop, logits, targets, losses, temperature):
+    for r in range(start, stop):
         total = _softplus_total(logits[r], 1 / temperature)
         losses[r] = _F(total - np.float64(widen(logits[r, targets[r]])) / temperature)
 
@@ -33,10 +34,10 @@ def _write_sigmoid_slopes(row, out, inverse, factor):
         out[i] = narrow(_F(sigmoid(np.float64(widen(row[i])) * inverse) * factor), out)
 
 
-@kernel
-def _sigmoid_slopes(logits, targets, weights, out, temperature):
+@spread
+def _sigmoid_slopes(start, stop, logits, targets, weights, out, temperature):
     inverse = 1 / temperature
-    for r in range(logits.shape[0]):
+    for r in range(start, stop):
         if weights[r] == 0:
             out[r, :] = narrow(_F(0), out)
             continue
@@ -48,9 +49,9 @@ def _sigmoid_slopes(logits, targets, weights, out, temperature):
 
 def losses(logits: Tensor, targets: Tensor, out: Tensor, *, temperature: float) -> None:
     """Σ_j log(1 + e^(x_j/T)) − x_target/T."""
-    over_rows(_sigmoid_losses, (logits, targets, out), temperature)
+    _sigmoid_losses(divided_rows(logits), logits, targets, out, temperature)
 
 
 def differentiate(logits: Tensor, targets: Tensor, weights: Tensor, out: Tensor, *, temperature: float) -> None:
     """weight·(σ(x/T) − [target])/T into `out`."""
-    over_rows(_sigmoid_slopes, (logits, targets, weights, out), temperature)
+    _sigmoid_slopes(divided_rows(logits), logits, targets, weights, out, temperature)

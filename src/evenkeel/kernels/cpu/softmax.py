@@ -11,14 +11,14 @@ Only where |x|·log2(e)/T reaches 2^20 is the maximum subtracted, and there the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ._compile import add_exponent, as_array, fma, inline, kernel, larger, magnitude, narrow, widen
-from ._threads import in_parallel
+from ._compile import add_exponent, as_array, fma, inline, larger, magnitude, narrow, widen
+from ._spread import spread
+from ._threads import divided_rows
 
 _F = np.float32
 _ZERO, _ONE, _ROUND = _F(0), _F(1), _F(1.5 * 2**23)
@@ -36,7 +36,6 @@ _HEADROOM = _F(48)  # 2^48·V and its square are finite; below it lie 172 binade
 _DEPTH = _F(124)
 _FAR = _F(2**20)
 _BLOCK = 1024
-_PART = 2**15  # elements worth a thread
 _SUMS = {"reassoc", "nsz"}
 
 
@@ -100,14 +99,17 @@ def sum_of_powers(row, scale, offset, anchor, floor):
 
 
 @inline
-def logsumexp_of(row, top, temperature):
-    """log Σ e^(x/T) of a row whose maximum is known, in float64; −inf for an empty sum."""
-    if top == _NOTHING or not math.isfinite(top):
-        return np.float64(top)
+def log_total_of(row, top, temperature):
+    """log Σ e^((x − max)/T) of a row whose maximum is known, in float64; 0 where that is not finite.
+
+    Kept apart from max/T, beside which it would lose its digits.
+    """
+    if not math.isfinite(top):
+        return 0.0
     scale = scale_of(temperature)
     offset, anchor, floor = anchor_of(top, scale)
     total = sum_of_powers(row, scale, offset, anchor, floor)
-    return math.log(total) + (np.float64(anchor) * _LN_2 + np.float64(offset) / temperature)
+    return math.log(total) + (np.float64(anchor) * _LN_2 + (np.float64(offset) - np.float64(top)) / temperature)
 
 
 @inline
@@ -147,12 +149,13 @@ def _multiply(row, first, second):
         row[i] = fma(row[i], first, row[i] * second)
 
 
-@kernel
-def _softmax(logits, out, powers, temperature, in_place):
-    """powers: float32, (rows, V); `out` itself if in_place, else one row that is used again, while it lies in cache."""
+@spread
+def _softmax(start, stop, logits, out, powers, temperature, in_place):
+    """powers: float32, (rows, V): `out` itself if in_place; else empty, and a row in cache is used again and again."""
     scale = scale_of(temperature)
-    for r in range(logits.shape[0]):
-        row, target, power_row = logits[r], out[r], powers[r if in_place else 0]
+    buffer = np.empty(0 if in_place else logits.shape[1], _F)
+    for r in range(start, stop):
+        row, target, power_row = logits[r], out[r], powers[r] if in_place else buffer
         top = maximum(row)
         if top == _ALL:
             _write_constants(row, target, _share(row), 0.0)
@@ -163,9 +166,9 @@ def _softmax(logits, out, powers, temperature, in_place):
         else:
             offset, anchor, floor = anchor_of(top, scale)
             total = 0.0
-            for start in range(0, row.size, _BLOCK):
-                stop = start + _BLOCK
-                total += np.float64(_block_powers(row[start:stop], power_row[start:stop], scale, offset, anchor, floor))
+            for first in range(0, row.size, _BLOCK):
+                last = first + _BLOCK
+                total += np.float64(_block_powers(row[first:last], power_row[first:last], scale, offset, anchor, floor))
             first = _F(1 / total)  # in two parts, so that no error is common to a row
             second = _F(1 / total - np.float64(first))
             if in_place:
@@ -175,15 +178,15 @@ def _softmax(logits, out, powers, temperature, in_place):
 
 
 @inline
-def _write_differences(row, out, temperature, logsumexp):
+def _write_differences(row, out, temperature, top, log_total):
     inverse = 1 / temperature
     for i in range(row.size):
-        out[i] = narrow(_F(fma(np.float64(widen(row[i])), inverse, -logsumexp)), out)
+        out[i] = narrow(_F(fma(np.float64(widen(row[i])) - top, inverse, -log_total)), out)
 
 
-@kernel
-def _log_softmax(logits, out, temperature):
-    for r in range(logits.shape[0]):
+@spread
+def _log_softmax(start, stop, logits, out, temperature):
+    for r in range(start, stop):
         row, target = logits[r], out[r]
         top = maximum(row)
         if top == _ALL:
@@ -191,14 +194,15 @@ def _log_softmax(logits, out, temperature):
         elif top == _NOTHING:
             _write_constants(row, target, 0.0, -np.inf)
         else:
-            _write_differences(row, target, temperature, logsumexp_of(row, top, temperature))
+            _write_differences(row, target, temperature, np.float64(top), log_total_of(row, top, temperature))
 
 
-@kernel
-def _logsumexp(logits, out, temperature):
-    for r in range(logits.shape[0]):
+@spread
+def _logsumexp(start, stop, logits, out, temperature):
+    for r in range(start, stop):
         row = logits[r]
-        out[r] = narrow(_F(logsumexp_of(row, maximum(row), temperature)), out)
+        top = maximum(row)
+        out[r] = narrow(_F(np.float64(top) / temperature + log_total_of(row, top, temperature)), out)
 
 
 @inline(flags=_SUMS)
@@ -214,11 +218,11 @@ def _block_moments(row, top, scale, offset, anchor, floor):
     return total, weighted, squares
 
 
-@kernel
-def _statistics(logits, out, temperature):
+@spread
+def _statistics(start, stop, logits, out, temperature):
     """Columns of out: log Σe^(x/T), entropy, participation."""
     scale = scale_of(temperature)
-    for r in range(logits.shape[0]):
+    for r in range(start, stop):
         row = logits[r]
         top = maximum(row)
         if top == _ALL:
@@ -232,8 +236,8 @@ def _statistics(logits, out, temperature):
             offset, anchor, floor = anchor_of(top, scale)
             peak = top - offset
             total, weighted, squares = 0.0, 0.0, 0.0
-            for start in range(0, row.size, _BLOCK):
-                block = row[start : start + _BLOCK]
+            for first in range(0, row.size, _BLOCK):
+                block = row[first : first + _BLOCK]
                 a, b, c = _block_moments(block, peak, scale, offset, anchor, floor)
                 total, weighted, squares = total + np.float64(a), weighted + np.float64(b), squares + np.float64(c)
             above = math.log(total) + (np.float64(anchor) * _LN_2 - np.float64(peak) / temperature)
@@ -256,21 +260,30 @@ def _write_softmax_slopes(weights, slopes, out, mean, inverse):
         out[i] = narrow(widen(weights[i]) * (widen(slopes[i]) - mean) * inverse, out)
 
 
-@kernel
-def _softmax_backward(weights, slopes, out, temperature):
-    for r in range(weights.shape[0]):
+@spread
+def _softmax_backward(start, stop, weights, slopes, out, temperature):
+    for r in range(start, stop):
         mean = 0.0
-        for start in range(0, weights.shape[1], _BLOCK):
-            stop = start + _BLOCK
-            mean += np.float64(_block_product(weights[r, start:stop], slopes[r, start:stop]))
+        for first in range(0, weights.shape[1], _BLOCK):
+            last = first + _BLOCK
+            mean += np.float64(_block_product(weights[r, first:last], slopes[r, first:last]))
         _write_softmax_slopes(weights[r], slopes[r], out[r], _F(mean), _F(1 / temperature))
 
 
 @inline(flags=_SUMS)
-def _block_total(row):
+def _block_total(block):
     total = _ZERO
-    for i in range(row.size):
-        total += widen(row[i])
+    for i in range(block.size):
+        total += widen(block[i])
+    return total
+
+
+@inline
+def total_of(row):
+    """The sum of a row, in float64."""
+    total = 0.0
+    for start in range(0, row.size, _BLOCK):
+        total += np.float64(_block_total(row[start : start + _BLOCK]))
     return total
 
 
@@ -281,60 +294,42 @@ def _write_log_softmax_slopes(logs, slopes, out, total, inverse, scale, floor):
         out[i] = narrow((widen(slopes[i]) - weight * total) * inverse, out)
 
 
-@kernel
-def _log_softmax_backward(logs, slopes, out, temperature):
+@spread
+def _log_softmax_backward(start, stop, logs, slopes, out, temperature):
     scale = scale_of(1.0)
     floor = -(_HEADROOM + _DEPTH) * scale[2]
-    for r in range(logs.shape[0]):
-        total = 0.0
-        for start in range(0, logs.shape[1], _BLOCK):
-            total += np.float64(_block_total(slopes[r, start : start + _BLOCK]))
-        scaled = _F(total * 2.0**-48)
+    for r in range(start, stop):
+        scaled = _F(total_of(slopes[r]) * 2.0**-48)
         _write_log_softmax_slopes(logs[r], slopes[r], out[r], scaled, _F(1 / temperature), scale, floor)
-
-
-def _over_rows(rows: Callable[..., None], tensors: tuple[Tensor, ...], temperature: float) -> None:
-    """Call a kernel on contiguous (rows, V) tensors, a share of the rows on each thread."""
-    arrays = tuple(as_array(tensor) for tensor in tensors)
-
-    def part(start: int, stop: int) -> None:
-        rows(*(array[start:stop] for array in arrays), temperature)
-
-    in_parallel(part, arrays[0].shape[0], max(1, _PART // max(1, arrays[0].shape[1])))
 
 
 def softmax(logits: Tensor, out: Tensor, temperature: float) -> None:
     """e^(x/T) / Σ e^(x/T)."""
-    source, target, in_place = as_array(logits), as_array(out), out.dtype == torch.float32
-    rows, length = source.shape
-
-    def part(start: int, stop: int) -> None:
-        powers = target[start:stop] if in_place else np.empty((1, length), np.float32)
-        _softmax(source[start:stop], target[start:stop], powers, temperature, in_place)
-
-    in_parallel(part, rows, max(1, _PART // max(1, length)))
+    in_place = out.dtype == torch.float32
+    powers = as_array(out) if in_place else np.empty((0, 0), np.float32)
+    _softmax(divided_rows(logits), logits, out, powers, temperature, in_place)
 
 
 def log_softmax(logits: Tensor, out: Tensor, temperature: float) -> None:
     """x/T − log Σ e^(x/T)."""
-    _over_rows(_log_softmax, (logits, out), temperature)
+    _log_softmax(divided_rows(logits), logits, out, temperature)
 
 
 def logsumexp(logits: Tensor, out: Tensor, temperature: float) -> None:
     """log Σ e^(x/T); out: (rows,)."""
-    _over_rows(_logsumexp, (logits, out), temperature)
+    _logsumexp(divided_rows(logits), logits, out, temperature)
 
 
 def statistics(logits: Tensor, out: Tensor, temperature: float) -> None:
     """Log-sum-exp, entropy and participation; out: (rows, 3), float32."""
-    _over_rows(_statistics, (logits, out), temperature)
+    _statistics(divided_rows(logits), logits, out, temperature)
 
 
 def softmax_backward(weights: Tensor, slopes: Tensor, out: Tensor, temperature: float) -> None:
     """p·(g − Σpg)/T."""
-    _over_rows(_softmax_backward, (weights, slopes, out), temperature)
+    _softmax_backward(divided_rows(weights), weights, slopes, out, temperature)
 
 
 def log_softmax_backward(logs: Tensor, slopes: Tensor, out: Tensor, temperature: float) -> None:
     """(g − e^y·Σg)/T."""
-    _over_rows(_log_softmax_backward, (logs, slopes, out), temperature)
+    _log_softmax_backward(divided_rows(logs), logs, slopes, out, temperature)

@@ -16,7 +16,8 @@ import numpy as np
 from torch import Tensor
 
 from ._compile import as_array, fma, inline, kernel, widen
-from ._threads import in_parallel
+from ._spread import spread
+from ._threads import divided
 
 _ROWS, _WIDTH = 128, 512  # of a block: in float32 a quarter of a level-two cache
 _LEAST = 2**16  # elements worth a thread
@@ -259,15 +260,15 @@ def _count_past(values, first, columns, rows, least, most, counts, table, width)
         table[columns + j] += np.float64(counts[_WIDTH + j])
 
 
-@kernel
-def _gather(values, table, bounds):
-    """Moments of each column of a matrix (flat, rows beside each other) into a table, which starts empty."""
+@spread
+def _gather(start, stop, values, size, tables, bounds):
+    """Moments of each column of a matrix (flat, rows beside each other) into the table of this part of its rows."""
+    table = tables[start // size]
     columns = table.shape[1]
     flat = table.reshape(-1)
     sums, extremes = np.empty(5 * _WIDTH), np.empty(2 * _WIDTH, np.float32)
-    total_rows = values.size // columns
-    for top in range(0, total_rows, _ROWS):
-        rows = min(_ROWS, total_rows - top)
+    for top in range(start, stop, _ROWS):
+        rows = min(_ROWS, stop - top)
         for left in range(0, columns, _WIDTH):
             width = min(_WIDTH, columns - left)
             first = top * columns + left
@@ -306,10 +307,13 @@ def _in_float32(bounds: tuple[float, ...]) -> np.ndarray:
     return np.stack([upper, lower], 1).astype(np.float32)
 
 
-def _empty(height: int, columns: int) -> np.ndarray:
-    table = np.zeros((height, columns))
-    table[MINIMUM], table[MAXIMUM] = np.inf, -np.inf
-    return table
+def _gathered(values: np.ndarray, columns: int, height: int, bounds: np.ndarray) -> np.ndarray:
+    """The table of each part of the rows of a matrix (flat)."""
+    division = divided(values.size // columns, max(1, _LEAST // columns))
+    tables = np.zeros((division.parts, height, columns))
+    tables[:, MINIMUM], tables[:, MAXIMUM] = np.inf, -np.inf
+    _gather(division, values, division.size, tables, bounds)
+    return tables
 
 
 def tensor_statistics(x: Tensor, bounds: tuple[float, ...], out: Tensor) -> None:
@@ -317,22 +321,15 @@ def tensor_statistics(x: Tensor, bounds: tuple[float, ...], out: Tensor) -> None
     rows, columns = x.shape
     values, limits = as_array(x).reshape(-1), _in_float32(bounds)
     table = out.numpy()
-    table[:] = _empty(*table.shape)
-    beside = max(1, _WIDTH // max(1, columns))
-    wide = beside * columns
-    parts: dict[int, np.ndarray] = {}
-
-    def gather(start: int, stop: int) -> None:
-        parts[start] = _empty(table.shape[0], wide)
-        _gather(values[start * wide : stop * wide], parts[start], limits)
-
-    in_parallel(gather, rows // beside, max(1, _LEAST // max(1, wide)))
-    rest = values[rows // beside * wide :]
-    if rest.size:
-        parts[rows] = _empty(*table.shape)
-        _gather(rest, parts[rows], limits)
-    for _, part in sorted(parts.items()):
-        _join(table, part)
+    table[:] = 0
+    table[MINIMUM], table[MAXIMUM] = np.inf, -np.inf
+    if not columns:
+        return
+    beside = max(1, _WIDTH // columns)
+    together = rows // beside * beside
+    for width, part in ((beside * columns, values[: together * columns]), (columns, values[together * columns :])):
+        for found in _gathered(part, width, table.shape[0], limits):
+            _join(table, found)
 
 
 @kernel

@@ -11,8 +11,9 @@ import math
 import numpy as np
 from torch import Tensor
 
-from ._compile import as_array, inline, kernel, larger, magnitude, widen
-from ._threads import in_parallel
+from ._compile import inline, larger, magnitude, widen
+from ._spread import spread
+from ._threads import divided
 
 _BLOCK = 4096
 _LEAST = 2**16  # elements worth a thread
@@ -46,40 +47,34 @@ def _count_not_finite(block):
     return count
 
 
-@kernel
-def _sizes(values, out):
+@spread
+def _sizes(start, stop, values, size, parts):
+    """Into the row of `parts` that belongs to this part, each `size` elements."""
     total, top, count = 0.0, _ZERO, 0
-    for start in range(0, values.size, _BLOCK):
-        block = values[start : start + _BLOCK]
+    for first in range(start, stop, _BLOCK):
+        block = values[first : min(stop, first + _BLOCK)]
         squares = _square_sum(block)
         total += squares
         top = larger(top, _largest(block))
         if not math.isfinite(squares):
             count += _count_not_finite(block)
+    out = parts[start // size]
     out[0], out[1], out[2] = total, top, count
 
 
 def sizes(x: Tensor, out: Tensor) -> None:
     """Σ x², the largest |x| and how many are NaN or infinite, of contiguous x."""
-    values = as_array(x).reshape(-1)
-    parts: dict[int, np.ndarray] = {}
-
-    def gather(start: int, stop: int) -> None:
-        parts[start] = np.zeros(3)
-        _sizes(values[start:stop], parts[start])
-
-    in_parallel(gather, values.size, _LEAST)
+    division = divided(x.numel(), _LEAST)
+    parts = np.zeros((division.parts, 3))
+    _sizes(division, x.view(-1), division.size, parts)
     _combine(parts, out.numpy(), largest=(1,))
 
 
-def _combine(parts: dict[int, np.ndarray], out: np.ndarray, largest: tuple[int, ...]) -> None:
+def _combine(parts: np.ndarray, out: np.ndarray, largest: tuple[int, ...]) -> None:
     """Add up the parts in their order; of the rows named, the maximum instead."""
-    out[:] = 0
-    for _, part in sorted(parts.items()):
-        highest = [np.maximum(out[row], part[row]) for row in largest]
-        out += part
-        for row, value in zip(largest, highest, strict=True):
-            out[row] = value
+    out[:] = parts.sum(0)
+    for row in largest:
+        out[row] = parts[:, row].max(0, initial=0)
 
 
 @inline(flags=_SUMS)
@@ -111,14 +106,15 @@ def _add_to_channels(y, slope, channels, width):
         channels[width + j] = larger(channels[width + j], np.float64(magnitude(widen(slope[j]))))
 
 
-@kernel
-def _activation_sums(x, y, slope, bound, whole, channels):
-    """Of matrices (flat) with rows as wide as those of `channels`; both results start at 0."""
-    width = channels.shape[1]
-    flat = channels.reshape(-1)
-    size = max(1, _BLOCK // width) * width
-    for start in range(0, x.size, size):
-        block_x, block_y, block_s = x[start : start + size], y[start : start + size], slope[start : start + size]
+@spread
+def _activation_sums(start, stop, x, y, slope, bound, size, wholes, sides):
+    """Of rows (flat) as wide as those of `sides`, into the tables of this part, which start at 0."""
+    width = sides.shape[2]
+    whole, channels = wholes[start // size], sides[start // size].reshape(-1)
+    step, stop = max(1, _BLOCK // width) * width, stop * width
+    for first in range(start * width, stop, step):
+        last = min(stop, first + step)
+        block_x, block_y, block_s = x[first:last], y[first:last], slope[first:last]
         whole[0] += _sum(block_x)
         whole[1] += _square_sum(block_x)
         whole[2] = larger(whole[2], np.float64(_largest(block_x)))
@@ -129,22 +125,15 @@ def _activation_sums(x, y, slope, bound, whole, channels):
         whole[6] += zero
         whole[7] += small
         for row in range(0, block_x.size, width):
-            _add_to_channels(block_y[row : row + width], block_s[row : row + width], flat, width)
+            _add_to_channels(block_y[row : row + width], block_s[row : row + width], channels, width)
 
 
 def activation_sums(x: Tensor, y: Tensor, slope: Tensor, bound: Tensor, whole: Tensor, channels: Tensor) -> None:
     """As in functional/_sums.py; x, y and slope (rows, channels) are contiguous."""
-    width = x.shape[1]
-    arrays = [as_array(item).reshape(-1) for item in (x, y, slope)]
-    limit = np.float32(bound.item())
-    wholes: dict[int, np.ndarray] = {}
-    sides: dict[int, np.ndarray] = {}
-
-    def gather(start: int, stop: int) -> None:
-        wholes[start], sides[start] = np.zeros(8), np.zeros((2, width))
-        pieces = (array[start * width : stop * width] for array in arrays)
-        _activation_sums(*pieces, limit, wholes[start], sides[start])
-
-    in_parallel(gather, x.shape[0], max(1, _LEAST // width))
+    rows, width = x.shape
+    division = divided(rows, max(1, _LEAST // width))
+    wholes, sides = np.zeros((division.parts, 8)), np.zeros((division.parts, 2, width))
+    flat = (item.view(-1) for item in (x, y, slope))
+    _activation_sums(division, *flat, np.float32(bound.item()), division.size, wholes, sides)
     _combine(wholes, whole.numpy(), largest=(2, 4))
     _combine(sides, channels.numpy(), largest=(1,))
