@@ -99,6 +99,22 @@ def test_losses_and_gradients(f, definition, options, reduction: Reduction, dtyp
         assert_near(slope, wanted, accuracy / EPSILON[dtype] * scale + 2.0**-24, EPSILON[dtype])
 
 
+@pytest.mark.parametrize("size", (1.0, 1e10, 1e18, 1e38))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float64), ids=str)
+def test_equal_logits_of_any_size_share_their_weight(size: float, dtype: torch.dtype):
+    logits = torch.tensor([[size, size, -size], [-size, size, size]], dtype=dtype)
+    target = torch.tensor([0, 1])
+    losses = cross_entropy(logits, target, reduction="none")
+    (slope,) = gradients(lambda x: cross_entropy(x, target, reduction="sum"), torch.ones(()), logits)
+    third = math.exp(-2 * size)
+    p = torch.tensor([[1, 1, third], [third, 1, 1]], dtype=torch.float64) / (2 + third)
+    assert torch.allclose(losses.double(), torch.full((2,), math.log(2 + third), dtype=torch.float64), rtol=1e-6)
+    assert torch.allclose(slope.double(), p - F.one_hot(target, 3), rtol=0, atol=EPSILON[dtype])
+    weight = torch.ones(3, 1, dtype=dtype)
+    equal = linear_cross_entropy(logits[:1, :1], weight, target[:1])
+    assert equal.item() == pytest.approx(math.log(3), rel=1e-6)
+
+
 @pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
 @pytest.mark.parametrize("label_smoothing", (0.0, 0.1))
 def test_the_definition_is_that_of_torch(reduction: Reduction, label_smoothing: float):

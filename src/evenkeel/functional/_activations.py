@@ -16,7 +16,7 @@ from ..facts import FACTS, Facts
 from ..kernels import cpu
 from ..kernels.cpu._threads import divided
 from ..reference.activations import REFERENCES, SLOPES
-from ._operators import is_differentiated, operator
+from ._operators import batch_first, is_differentiated, operator
 
 Pointwise = Callable[[Tensor], Tensor]
 
@@ -75,10 +75,6 @@ def _shaped_value(x: Tensor, name: str) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _batched_value(info: Any, in_dims: tuple[int | None, ...], x: Tensor, name: str) -> tuple[Tensor, int | None]:
-    return _value(x, name), in_dims[0]
-
-
 def _slope_in_torch(gradient: Tensor, x: Tensor, name: str) -> Tensor:
     return widened_through(lambda gradient, x: gradient * SLOPES[name](x), gradient, x).contiguous()
 
@@ -98,29 +94,19 @@ def _shaped_slope(gradient: Tensor, x: Tensor, name: str) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _batched_slope(
-    info: Any, in_dims: tuple[int | None, ...], gradient: Tensor, x: Tensor, name: str
-) -> tuple[Tensor, int]:
-    gradient, x = (
-        item.expand(info.batch_size, *item.shape) if dim is None else item.movedim(dim, 0)
-        for item, dim in zip((gradient, x), in_dims, strict=False)
-    )
-    return _times_slope(gradient, x, name), 0
-
-
 _value = operator(
     "pointwise(Tensor x, str name) -> Tensor",
     cpu=_value_on_cpu,
     composite=_value_in_torch,
     fake=_shaped_value,
-    vmap=_batched_value,
+    vmap=batch_first("pointwise"),
 )
 _times_slope = operator(
     "pointwise_backward(Tensor gradient, Tensor x, str name) -> Tensor",
     cpu=_slope_on_cpu,
     composite=_slope_in_torch,
     fake=_shaped_slope,
-    vmap=_batched_slope,
+    vmap=batch_first("pointwise_backward"),
 )
 
 

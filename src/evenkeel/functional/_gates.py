@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..kernels import cpu
 from ..reference.activations import REFERENCES, SLOPES
 from ._activations import ACTIVATIONS, widened_through
-from ._operators import is_differentiated, operator
+from ._operators import batch_first, is_differentiated, operator
 
 _LEAST = 2**14  # elements worth a thread
 _CLAMPED = "clamped_swiglu"
@@ -191,49 +191,26 @@ def _shaped_packed_gradient(gradient: Tensor, packed: Tensor, name: str) -> Tens
     return torch.empty_like(packed, memory_format=torch.contiguous_format)
 
 
-def _batched(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
-    return [
-        item.expand(info.batch_size, *item.shape) if dim is None else item.movedim(dim, 0)
-        for item, dim in zip(tensors, in_dims, strict=False)
-    ]
-
-
-def _batched_product(info: Any, in_dims: tuple[int | None, ...], gate: Tensor, up: Tensor, name: str) -> Any:
-    return _product(*_batched(info, in_dims, gate, up), name), 0
-
-
-def _batched_gradients(
-    info: Any, in_dims: tuple[int | None, ...], gradient: Tensor, gate: Tensor, up: Tensor, name: str
-) -> Any:
-    return _gradients(*_batched(info, in_dims, gradient, gate, up), name), (0, 0)
-
-
-def _batched_packed_gradient(
-    info: Any, in_dims: tuple[int | None, ...], gradient: Tensor, packed: Tensor, name: str
-) -> Any:
-    return _packed_gradient(*_batched(info, in_dims, gradient, packed), name), 0
-
-
 _product = operator(
     "gated(Tensor gate, Tensor up, str name) -> Tensor",
     cpu=_product_on_cpu,
     composite=_product_in_torch,
     fake=_shaped_product,
-    vmap=_batched_product,
+    vmap=batch_first("gated"),
 )
 _gradients = operator(
     "gated_backward(Tensor gradient, Tensor gate, Tensor up, str name) -> (Tensor, Tensor)",
     cpu=_gradients_on_cpu,
     composite=_gradients_in_torch,
     fake=_shaped_gradients,
-    vmap=_batched_gradients,
+    vmap=batch_first("gated_backward"),
 )
 _packed_gradient = operator(
     "gated_packed_backward(Tensor gradient, Tensor packed, str name) -> Tensor",
     cpu=_packed_gradient_on_cpu,
     composite=_packed_gradient_in_torch,
     fake=_shaped_packed_gradient,
-    vmap=_batched_packed_gradient,
+    vmap=batch_first("gated_packed_backward"),
 )
 
 

@@ -11,8 +11,8 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ..errors import UsageError
 from ..kernels import cpu
-from ._operators import is_differentiated, operator
-from ._softmax import batched_rows, check_temperature, logsumexp, softmax
+from ._operators import batch_first, is_differentiated, operator
+from ._softmax import check_temperature, logsumexp, softmax
 from ._statistics import widened
 
 Reduction = Literal["mean", "sum", "none"]
@@ -201,7 +201,7 @@ _losses = operator(
     cpu=_losses_on_cpu,
     composite=_losses_in_torch,
     fake=_shaped_losses,
-    vmap=batched_rows("cross_entropy"),
+    vmap=batch_first("cross_entropy"),
 )
 _slopes = operator(
     "cross_entropy_backward(Tensor gradient, Tensor logits, Tensor target, Tensor maxima, Tensor log_totals, "
@@ -209,7 +209,7 @@ _slopes = operator(
     cpu=_slopes_on_cpu,
     composite=_slopes_in_torch,
     fake=_shaped_slopes,
-    vmap=batched_rows("cross_entropy_backward"),
+    vmap=batch_first("cross_entropy_backward"),
 )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _LIBRARY = torch.library.Library("evenkeel", "DEF")
 
 NARROW = ("float32", "bfloat16", "float16")
@@ -29,6 +30,8 @@ def operator(
     for every device. fake: shapes and dtypes of the results. vmap: a batching rule as torch.library.register_vmap
     takes it; by default torch calls the operator once per slice. formats: those that its kernel takes.
     Gradients are the caller's matter: a torch.autograd.Function around the operator costs less than a registered one.
+    Where nothing but the kernel would see the call, `cpu` is called without torch's dispatcher, which takes longer than
+    it does.
     """
     name = schema.partition("(")[0]
     OPERATORS[name] = formats
@@ -38,7 +41,46 @@ def operator(
     torch.library.register_fake(f"evenkeel::{name}", fake, lib=_LIBRARY)
     if vmap is not None:
         torch.library.register_vmap(f"evenkeel::{name}", vmap, lib=_LIBRARY)
-    return getattr(torch.ops.evenkeel, name).default
+    registered = getattr(torch.ops.evenkeel, name).default
+
+    def call(*arguments: Any) -> Any:
+        alone = not torch.compiler.is_compiling() and _only_the_kernel_sees(arguments)
+        return cpu(*arguments) if alone else registered(*arguments)
+
+    return call
+
+
+def _only_the_kernel_sees(arguments: tuple[Any, ...]) -> bool:
+    """Whether all tensors are plain ones on a CPU, and no transform, mode, trace or profile is to see what is done."""
+    if (
+        torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd.profiler._is_profiler_enabled
+    ):
+        return False
+    for item in arguments:
+        if isinstance(item, torch.Tensor) and (type(item) not in _PLAIN or not item.is_cpu or item.is_neg()):
+            return False
+    return True
+
+
+def batch_first(name: str) -> Callable[..., Any]:
+    """The batching rule of an operator whose tensors may have any dimensions before their last ones."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+        arguments = tuple(
+            item
+            if not isinstance(item, torch.Tensor)
+            else item.expand(info.batch_size, *item.shape)
+            if dim is None
+            else item.movedim(dim, 0)
+            for item, dim in zip(arguments, in_dims, strict=True)
+        )
+        result = getattr(torch.ops.evenkeel, name).default(*arguments)
+        return result, 0 if isinstance(result, torch.Tensor) else (0,) * len(result)
+
+    return rule
 
 
 def is_differentiated(*tensors: torch.Tensor) -> bool:

@@ -11,8 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ..kernels import cpu
 from ._losses import Reduction, capped, check_call, check_target, reduced
-from ._operators import operator
-from ._softmax import batched_rows
+from ._operators import batch_first, operator
 from ._statistics import widened
 
 
@@ -76,7 +75,7 @@ _losses = operator(
     cpu=_losses_on_cpu,
     composite=_losses_in_torch,
     fake=_shaped_losses,
-    vmap=batched_rows("sigmoid_cross_entropy"),
+    vmap=batch_first("sigmoid_cross_entropy"),
 )
 _slopes = operator(
     "sigmoid_cross_entropy_backward(Tensor gradient, Tensor logits, Tensor target, float temperature, int ignore_index)"
@@ -84,7 +83,7 @@ _slopes = operator(
     cpu=_slopes_on_cpu,
     composite=_slopes_in_torch,
     fake=_shaped_slopes,
-    vmap=batched_rows("sigmoid_cross_entropy_backward"),
+    vmap=batch_first("sigmoid_cross_entropy_backward"),
 )
 
 

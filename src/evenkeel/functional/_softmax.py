@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ..errors import UsageError
 from ..kernels import cpu
-from ._operators import is_differentiated, operator
+from ._operators import batch_first, is_differentiated, operator
 from ._statistics import widened
 
 _COLDEST, _HOTTEST = 1e-30, 1e30  # within these float32 holds log2(e)/T
@@ -28,24 +28,6 @@ class SoftmaxStatistics(NamedTuple):
     """−Σ p log p, in nats."""
     participation: Tensor
     """1 / Σ p²: how many elements share the weight, from 1 to their number."""
-
-
-def batched_rows(name: str) -> Callable[..., Any]:
-    """The batching rule of an operator whose tensors may have any dimensions before their last ones."""
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        arguments = tuple(
-            item
-            if not isinstance(item, Tensor)
-            else item.expand(info.batch_size, *item.shape)
-            if dim is None
-            else item.movedim(dim, 0)
-            for item, dim in zip(arguments, in_dims, strict=True)
-        )
-        result = getattr(torch.ops.evenkeel, name).default(*arguments)
-        return result, 0 if isinstance(result, Tensor) else (0,) * len(result)
-
-    return rule
 
 
 def _shifted(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -108,6 +90,12 @@ def _empty_statistics(logits: Tensor, temperature: float) -> Tensor:
     return logits.new_empty((*logits.shape[:-1], 3), dtype=dtype)
 
 
+def _in_rows(x: Tensor) -> Tensor:
+    """(rows, V), contiguous."""
+    x = x.contiguous()
+    return x if x.dim() == 2 else x.view(math.prod(x.shape[:-1]), x.shape[-1])
+
+
 def _row_operator(
     schema: str, kernel: str, composite: Callable[..., Tensor], fake: Callable[..., Tensor]
 ) -> Callable[..., Tensor]:
@@ -122,12 +110,12 @@ def _row_operator(
             return composite(*(item.double() for item in tensors), temperature).to(out.dtype)
         from ..kernels.cpu import softmax as kernels
 
-        length = tensors[0].shape[-1]
-        rows = [item.contiguous().view(math.prod(item.shape[:-1]), length) for item in tensors]
-        getattr(kernels, kernel)(*rows, out.view(rows[0].shape[0], *out.shape[tensors[0].dim() - 1 :]), temperature)
+        rows = [_in_rows(item) for item in tensors]
+        results = out.view(rows[0].shape[0], *out.shape[tensors[0].dim() - 1 :]) if tensors[0].dim() != 2 else out
+        getattr(kernels, kernel)(*rows, results, temperature)
         return out
 
-    vmap = batched_rows(schema.partition("(")[0])
+    vmap = batch_first(schema.partition("(")[0])
     return operator(schema, cpu=on_cpu, composite=composite, fake=fake, vmap=vmap)
 
 
@@ -298,7 +286,11 @@ def _visible_rows(logits: Tensor, dim: int, temperature: float, mask: Tensor | N
                 f"mask has shape {tuple(mask.shape)} and logits {tuple(logits.shape)}; it must broadcast to them"
             )
         logits = torch.where(mask, logits, -torch.inf)
-    return logits.movedim(dim, -1)
+    return _moved(logits, dim, -1)
+
+
+def _moved(x: Tensor, source: int, target: int) -> Tensor:
+    return x if source == target else x.movedim(source, target)
 
 
 def _along(
@@ -338,7 +330,7 @@ def softmax(logits: Tensor, dim: int = -1, *, temperature: float = 1.0, mask: Te
     """
     if has_torch_function_unary(logits):
         return handle_torch_function(softmax, (logits,), logits, dim, temperature=temperature, mask=mask)
-    return _along(_Softmax, _softmax, logits, dim, temperature, mask).movedim(-1, dim)
+    return _moved(_along(_Softmax, _softmax, logits, dim, temperature, mask), -1, dim)
 
 
 def log_softmax(logits: Tensor, dim: int = -1, *, temperature: float = 1.0, mask: Tensor | None = None) -> Tensor:
@@ -350,7 +342,7 @@ def log_softmax(logits: Tensor, dim: int = -1, *, temperature: float = 1.0, mask
     """
     if has_torch_function_unary(logits):
         return handle_torch_function(log_softmax, (logits,), logits, dim, temperature=temperature, mask=mask)
-    return _along(_LogSoftmax, _log_softmax, logits, dim, temperature, mask).movedim(-1, dim)
+    return _moved(_along(_LogSoftmax, _log_softmax, logits, dim, temperature, mask), -1, dim)
 
 
 def logsumexp(logits: Tensor, dim: int = -1, *, temperature: float = 1.0, mask: Tensor | None = None) -> Tensor:

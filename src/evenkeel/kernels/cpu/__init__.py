@@ -12,7 +12,7 @@ import platform
 import torch
 
 SWITCH = "EVENKEEL_KERNELS"
-_DTYPES = {torch.float32, torch.bfloat16}
+_DTYPES = {torch.float32, torch.bfloat16, torch.float16}
 
 
 @functools.cache
@@ -40,8 +40,9 @@ def _converts_float16() -> bool:
 def serves(*tensors: torch.Tensor) -> bool:
     """Whether kernels can take these tensors: real CPU tensors of one dtype among float32, bfloat16 and float16."""
     dtype = tensors[0].dtype
-    if dtype not in _DTYPES and dtype != torch.float16:
+    if dtype not in _DTYPES:
         return False
-    if any(tensor.dtype != dtype or tensor.device.type != "cpu" for tensor in tensors):
-        return False
+    for tensor in tensors:
+        if tensor.dtype != dtype or not tensor.is_cpu:
+            return False
     return unavailable_because() is None and (dtype != torch.float16 or _converts_float16())

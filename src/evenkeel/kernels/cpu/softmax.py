@@ -305,9 +305,9 @@ def _log_softmax_backward(start, stop, logs, slopes, out, temperature):
 
 def softmax(logits: Tensor, out: Tensor, temperature: float) -> None:
     """e^(x/T) / Σ e^(x/T)."""
-    in_place = out.dtype == torch.float32
-    powers = as_array(out) if in_place else np.empty((0, 0), np.float32)
-    _softmax(divided_rows(logits), logits, out, powers, temperature, in_place)
+    in_place, target = out.dtype == torch.float32, as_array(out)
+    powers = target if in_place else np.empty((0, 0), np.float32)
+    _softmax(divided_rows(logits), logits, target, powers, temperature, in_place)
 
 
 def log_softmax(logits: Tensor, out: Tensor, temperature: float) -> None:
