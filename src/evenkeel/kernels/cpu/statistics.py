@@ -127,8 +127,8 @@ def _recentred(n, d, second, third, fourth):
 
 @inline
 def _merged(n, mean, second, third, fourth, m, other_mean, other_second, other_third, other_fourth):
-    """The moments of n and m values together, n + m > 0."""
-    total = n + m
+    """The moments of n and m values together; those of none are 0."""
+    total = max(n + m, 1.0)
     d = other_mean - mean
     share = d / total
     product = n * m
@@ -286,16 +286,43 @@ def _gather(start, stop, values, size, tables, bounds):
                 _count_past(values, first, columns, rows, bounds[b, 0], bounds[b, 1], extremes, past, width)
 
 
+@inline
+def _join_columns(table, other, left, columns, wide):
+    """Merge columns [left, left + columns) of a table `wide` columns wide into another; both are flat."""
+    for j in range(columns):
+        at = left + j
+        mean, second, third, fourth = _merged(
+            table[j],
+            table[columns + j],
+            table[2 * columns + j],
+            table[3 * columns + j],
+            table[4 * columns + j],
+            other[at],
+            other[wide + at],
+            other[2 * wide + at],
+            other[3 * wide + at],
+            other[4 * wide + at],
+        )
+        table[j] += other[at]
+        table[columns + j] = mean
+        table[2 * columns + j] = second
+        table[3 * columns + j] = third
+        table[4 * columns + j] = fourth
+    for j in range(columns):
+        low, high = 5 * columns + j, 6 * columns + j
+        table[low] = min(table[low], other[5 * wide + left + j])
+        table[high] = max(table[high], other[6 * wide + left + j])
+
+
 @kernel
 def _join(table, other):
     """Merge another table into this one; its columns go around where it has more."""
-    columns = table.shape[1]
-    for j in range(other.shape[1]):
-        new, at = other[:, j], j % columns
-        moments = new[MEAN], new[SECOND], new[THIRD], new[FOURTH]
-        _merge_column(table, at, new[COUNT], moments, new[MINIMUM], new[MAXIMUM])
+    columns, wide = table.shape[1], other.shape[1]
+    for left in range(0, wide, columns):
+        _join_columns(table.reshape(-1), other.reshape(-1), left, columns, wide)
         for k in range(NAN, table.shape[0]):
-            table[k, at] += new[k]
+            for j in range(columns):
+                table[k, j] += other[k, left + j]
 
 
 def _in_float32(bounds: tuple[float, ...]) -> np.ndarray:
