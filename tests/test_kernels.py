@@ -9,11 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from evenkeel.functional import OPERATORS, silu
-from evenkeel.kernels.cpu._threads import as_called_here, in_parallel
+from evenkeel.kernels.cpu._spread import spread
+from evenkeel.kernels.cpu._threads import Division, as_called_here, in_parallel
 
 GELU = """
 import torch, evenkeel as ek
@@ -147,3 +149,39 @@ def test_a_kernel_inside_another_parallel_region_runs_alone():
         assert all(torch.equal(result, silu(x)) for result in results)
     finally:
         torch.set_num_threads(before)
+
+
+def test_without_torchs_openmp_threads_of_our_own_do_the_work(tmp_path: Path):
+    code = """
+import threading, torch
+from evenkeel.kernels.cpu import _threads
+_threads._openmp = lambda: None
+seen = set()
+pool = _threads.ThreadPoolExecutor
+class Watched(pool):
+    def submit(self, work, *arguments):
+        def watched():
+            seen.add(threading.current_thread().name)
+            work(*arguments)
+        return super().submit(watched)
+_threads.ThreadPoolExecutor = Watched
+import evenkeel as ek
+torch.set_num_threads(3)
+x = torch.randn(7, 30_000)
+found = ek.functional.softmax(x), ek.functional.attention(*torch.randn(3, 1, 4, 600, 16))
+print(bool(seen))
+torch.set_num_threads(1)
+print(torch.equal(found[0], ek.functional.softmax(x)), bool(found[1].isfinite().all()))
+"""
+    assert python(code, EVENKEEL_CACHE_DIR=str(tmp_path)) == ["True"] * 3
+
+
+def test_a_kernel_without_memory_says_so():
+    @spread
+    def greedy(start, stop, out, size):
+        out[start] = np.empty(size)[start]
+
+    out = np.zeros(4)
+    greedy(Division(4, 1, 2), out, 4)
+    with pytest.raises(MemoryError, match="fewer rows"):
+        greedy(Division(4, 1, 2), out, 2**50)

@@ -1,5 +1,6 @@
 """Exact functions of a transformer's nonlinear parts: torch tensors in and out."""
 
+from ..reference.gates import CLAMPED_AT
 from ._activations import (
     ACTIVATIONS,
     Activation,
@@ -20,7 +21,7 @@ from ._activations import (
 )
 from ._attention import attention, scale_factor
 from ._attention_statistics import AttentionStatistics, attention_statistics, score_statistics
-from ._gates import CLAMPED_AT, bilinear, clamped_swiglu, gated, geglu, geglu_tanh, glu, reglu, swiglu
+from ._gates import bilinear, clamped_swiglu, gated, geglu, geglu_tanh, glu, reglu, swiglu
 from ._linear_losses import linear_cross_entropy
 from ._losses import cross_entropy
 from ._operators import OPERATORS

@@ -16,6 +16,7 @@ from ..facts import FACTS, Facts
 from ..kernels import cpu
 from ..kernels.cpu._threads import divided
 from ..reference.activations import REFERENCES, SLOPES
+from ._dtypes import widened_through
 from ._operators import batch_first, is_differentiated, operator
 
 Pointwise = Callable[[Tensor], Tensor]
@@ -47,14 +48,6 @@ def register_activation(name: str, function: Pointwise, facts: Facts | None = No
     if facts is not None and known is None:
         FACTS.add(name, facts)
     return entry
-
-
-def widened_through(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """function(*tensors), where bfloat16 and float16 are computed in float32 and rounded at the end."""
-    dtype = tensors[0].dtype
-    if dtype in (torch.float32, torch.float64):
-        return function(*tensors)
-    return function(*(tensor.float() for tensor in tensors)).to(dtype)
 
 
 def _value_in_torch(x: Tensor, name: str) -> Tensor:

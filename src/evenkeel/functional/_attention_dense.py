@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from ._dtypes import widened
+
 
 def dense_attention(
     query: Tensor,
@@ -23,8 +25,7 @@ def dense_attention(
     """The same as the operator evenkeel::attention; sinks: (batch, heads)."""
     dtype, keys = query.dtype, key.shape[2]
     group = (key.shape[1], query.shape[1] // key.shape[1])
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    query, key, value = query.to(wide).unflatten(1, group), key.to(wide).unsqueeze(2), value.to(wide).unsqueeze(2)
+    query, key, value = widened(query).unflatten(1, group), widened(key).unsqueeze(2), widened(value).unsqueeze(2)
     scores = (scale * (query @ key.mT)).flatten(1, 2)
     if softcap is not None:
         scores = softcap * (scores / softcap).tanh()
@@ -34,17 +35,17 @@ def dense_attention(
         visible = visible & mask
     elif mask is not None:
         hidden = mask == -torch.inf
-        scores, visible = scores + mask.masked_fill(hidden, 0).to(wide), visible & ~hidden
+        scores, visible = scores + mask.masked_fill(hidden, 0).to(scores.dtype), visible & ~hidden
     if sigmoid:
         weights = (scores - math.log(max(1, keys))).sigmoid() * visible
     else:
         maximum = scores.detach().masked_fill(~visible, -torch.inf).amax(-1, keepdim=True)
         if sinks is not None:
-            maximum = torch.maximum(maximum, sinks.detach().to(wide)[..., None, None])
+            maximum = torch.maximum(maximum, sinks.detach().to(scores.dtype)[..., None, None])
         maximum = maximum.masked_fill(maximum == -torch.inf, 0)
         exponentials = torch.where(visible, scores - maximum, 0).exp() * visible
         total = exponentials.sum(-1, keepdim=True)
         if sinks is not None:
-            total = total + (sinks.to(wide)[..., None, None] - maximum).exp()
+            total = total + (sinks.to(scores.dtype)[..., None, None] - maximum).exp()
         weights = exponentials / total.masked_fill(total == 0, 1)
     return (weights.unflatten(1, group) @ value).flatten(1, 2).to(dtype)

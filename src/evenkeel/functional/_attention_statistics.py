@@ -19,7 +19,6 @@ from ._attention_tiles import (
     Scores,
     are_grouped,
     check_softcap,
-    computing_dtype,
     folded,
     folded_mask,
     key_blocks,
@@ -29,6 +28,7 @@ from ._attention_tiles import (
     reach,
     stacked,
 )
+from ._dtypes import computing_dtype
 from ._operators import operator
 
 _TEN_THOUSAND = -10000.0  # what BERT's and GPT-2's first code hides by

@@ -15,6 +15,8 @@ from ..kernels import attention as torch_passes
 from ..kernels import cpu
 from ..kernels.attention import Tile
 from ..kernels.cpu._threads import as_called_here, in_parallel
+from ._dtypes import widened
+from ._operators import with_batch
 
 EVERYWHERE = 2**40  # as a reach: farther than any key
 
@@ -146,14 +148,9 @@ class Scores:
         )
 
 
-def computing_dtype(tensor: Tensor) -> torch.dtype:
-    """float64 for float64, float32 for everything narrower."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
 def rows_of(tensor: Tensor) -> Tensor:
     """In the dtype to compute in, with each row in one piece, as products want it."""
-    tensor = tensor.detach().to(computing_dtype(tensor))
+    tensor = widened(tensor.detach())
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
@@ -201,14 +198,11 @@ def over(all_places: list[Place], passes: Any, work: Callable[[list[Place]], obj
 
 def folded(tensor: Tensor | None, dim: int | None, size: int) -> Any:
     """With the extra dimension of a vmap as part of the batch."""
-    if tensor is None:
-        return None
-    return (tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)).flatten(0, 1)
+    return None if tensor is None else with_batch(tensor, dim, size).flatten(0, 1)
 
 
 def folded_mask(mask: Tensor | None, dim: int | None, size: int, batch: int, keep: bool = True) -> Tensor | None:
     """The same for a mask, whose batch may be 1; one mask for all stays one if it may."""
     if mask is None or (keep and dim is None and mask.shape[0] == 1):
         return mask
-    mask = mask.expand(size, *mask.shape) if dim is None else mask.movedim(dim, 0)
-    return mask.expand(-1, batch, -1, -1, -1).flatten(0, 1)
+    return with_batch(mask, dim, size).expand(-1, batch, -1, -1, -1).flatten(0, 1)

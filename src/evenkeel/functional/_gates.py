@@ -10,14 +10,13 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from ..errors import UsageError
 from ..kernels import cpu
-from ..reference.activations import REFERENCES, SLOPES
-from ._activations import ACTIVATIONS, widened_through
+from ..reference.activations import SLOPES
+from ..reference.gates import GATES
+from ._activations import ACTIVATIONS
+from ._dtypes import widened_through
 from ._operators import batch_first, is_differentiated, operator
 
 _LEAST = 2**14  # elements worth a thread
-_CLAMPED = "clamped_swiglu"
-CLAMPED_AT = 7.0
-"""Where clamped_swiglu's gate ends above, and its other factor on both sides."""
 
 Pair = tuple[Tensor, Tensor]
 
@@ -88,7 +87,7 @@ def clamped_swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
     if has_torch_function(given):
         return handle_torch_function(clamped_swiglu, given, gate, up)
     _check(gate, up)
-    return _apply(gate, up, _CLAMPED)
+    return _apply(gate, up, "clamped_swiglu")
 
 
 def _check(gate: Tensor, up: Tensor | None) -> None:
@@ -109,37 +108,13 @@ def _halves(packed: Tensor) -> Pair:
     return first, second
 
 
-def _factors(gate: Tensor, up: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(f(gate), f′(gate), the other factor, its slope) by definition."""
-    if name != _CLAMPED:
-        return REFERENCES[name](gate), SLOPES[name](gate), up, torch.ones_like(up)
-    inside = gate.clamp(max=CLAMPED_AT)
-    slope = torch.where(gate > CLAMPED_AT, 0, SLOPES["quick_gelu"](inside))
-    return (
-        REFERENCES["quick_gelu"](inside),
-        slope,
-        up.clamp(-CLAMPED_AT, CLAMPED_AT) + 1,
-        (up.abs() <= CLAMPED_AT).to(up.dtype),
-    )
-
-
-def _product_by_definition(gate: Tensor, up: Tensor, name: str) -> Tensor:
-    value, _, factor, _ = _factors(gate, up, name)
-    return value * factor
-
-
-def _gradients_by_definition(gradient: Tensor, gate: Tensor, up: Tensor, name: str) -> Pair:
-    value, slope, factor, factor_slope = _factors(gate, up, name)
-    return gradient * factor * slope, gradient * factor_slope * value
-
-
 def _product_in_torch(gate: Tensor, up: Tensor, name: str) -> Tensor:
-    return widened_through(lambda gate, up: _product_by_definition(gate, up, name), gate, up).contiguous()
+    return widened_through(GATES[name].product, gate, up).contiguous()
 
 
 def _gradients_in_torch(gradient: Tensor, gate: Tensor, up: Tensor, name: str) -> Pair:
     def both(gradient: Tensor, gate: Tensor, up: Tensor) -> Tensor:
-        return torch.stack(_gradients_by_definition(gradient, gate, up, name))
+        return torch.stack(GATES[name].gradients(gradient, gate, up))
 
     first, second = widened_through(both, gradient, gate, up)
     return first.contiguous(), second.clone(memory_format=torch.contiguous_format)
@@ -245,10 +220,7 @@ class _GatedBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        def both(gradient: Tensor, gate: Tensor, up: Tensor) -> Pair:
-            return _gradients_by_definition(gradient, gate, up, ctx.name)
-
-        return *torch.func.vjp(both, *ctx.saved_tensors)[1](gradients), None
+        return *torch.func.vjp(GATES[ctx.name].gradients, *ctx.saved_tensors)[1](gradients), None
 
 
 class _Packed(torch.autograd.Function):
@@ -283,6 +255,6 @@ class _PackedBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         def packed_gradient(gradient: Tensor, packed: Tensor) -> Tensor:
-            return torch.cat(_gradients_by_definition(gradient, *_halves(packed), ctx.name), -1)
+            return torch.cat(GATES[ctx.name].gradients(gradient, *_halves(packed)), -1)
 
         return *torch.func.vjp(packed_gradient, *ctx.saved_tensors)[1](gradients[0]), None

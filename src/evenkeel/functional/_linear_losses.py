@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ..errors import UsageError
+from ._dtypes import computing_dtype, summing_dtype
 from ._logit_chunks import Head, walk
-from ._losses import Reduction, check_call, check_smoothing, shares, summing_dtype
+from ._losses import Reduction, check_call, check_smoothing, shares
 from ._operators import is_differentiated, operator
 
 
@@ -56,7 +57,7 @@ def _kept_dtype(x: Tensor) -> torch.dtype:
 
 
 def _shaped_losses(x: Tensor, *rest: Any) -> Tensor:
-    return x.new_empty(x.shape[0], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return x.new_empty(x.shape[0], dtype=computing_dtype(x))
 
 
 def _shaped_gradients(

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..kernels import cpu
 from ..kernels import losses as torch_passes
 from ..kernels.cpu._threads import as_called_here, in_parallel
-from ._losses import check_target, summing_dtype, token_losses
-from ._statistics import widened
+from ._dtypes import summing_dtype, widened
+from ._losses import check_target, token_losses
 
 _CHUNK = 12 * 2**20  # logits that exist at a time: 48 MiB of float32; more tokens in each mean fewer passes over dW
 _TILE = 1024  # columns of a tile, which with a chunk's tokens about fills a core's cache

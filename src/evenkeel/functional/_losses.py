@@ -11,16 +11,11 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ..errors import UsageError
 from ..kernels import cpu
+from ._dtypes import computing_dtype, summing_dtype, widened
 from ._operators import batch_first, is_differentiated, operator
 from ._softmax import check_temperature, logsumexp, softmax
-from ._statistics import widened
 
 Reduction = Literal["mean", "sum", "none"]
-
-
-def summing_dtype(x: Tensor) -> torch.dtype:
-    """What sums over a vocabulary are kept in: float64 where the device has it."""
-    return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 def check_target(target: Tensor, vocabulary: int, ignored: int) -> None:
@@ -134,9 +129,8 @@ def _losses_on_cpu(
 
 
 def _shaped_losses(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     maxima, log_totals = (logits.new_empty(target.shape, dtype=summing_dtype(logits)) for _ in range(2))
-    return logits.new_empty(target.shape, dtype=dtype), maxima, log_totals
+    return logits.new_empty(target.shape, dtype=computing_dtype(logits)), maxima, log_totals
 
 
 def _slopes_by_definition(

@@ -65,16 +65,17 @@ def _only_the_kernel_sees(arguments: tuple[Any, ...]) -> bool:
     return True
 
 
+def with_batch(tensor: torch.Tensor, dim: int | None, size: int) -> torch.Tensor:
+    """With the extra dimension of a vmap in front."""
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
 def batch_first(name: str) -> Callable[..., Any]:
     """The batching rule of an operator whose tensors may have any dimensions before their last ones."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
         arguments = tuple(
-            item
-            if not isinstance(item, torch.Tensor)
-            else item.expand(info.batch_size, *item.shape)
-            if dim is None
-            else item.movedim(dim, 0)
+            with_batch(item, dim, info.batch_size) if isinstance(item, torch.Tensor) else item
             for item, dim in zip(arguments, in_dims, strict=True)
         )
         result = getattr(torch.ops.evenkeel, name).default(*arguments)

@@ -10,9 +10,9 @@ from torch.nn import functional as torch_functional
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ..kernels import cpu
+from ._dtypes import computing_dtype, widened
 from ._losses import Reduction, capped, check_call, check_target, reduced
 from ._operators import batch_first, operator
-from ._statistics import widened
 
 
 def _losses_in_torch(logits: Tensor, target: Tensor, temperature: float, ignored: int) -> Tensor:
@@ -39,7 +39,7 @@ def _places(target: Tensor, ignored: int) -> Tensor:
 
 
 def _shaped_losses(logits: Tensor, target: Tensor, *rest: Any) -> Tensor:
-    return logits.new_empty(target.shape, dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    return logits.new_empty(target.shape, dtype=computing_dtype(logits))
 
 
 def _slopes_by_definition(gradient: Tensor, logits: Tensor, target: Tensor, temperature: float, ignored: int) -> Tensor:

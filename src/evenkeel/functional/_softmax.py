@@ -12,8 +12,8 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ..errors import UsageError
 from ..kernels import cpu
+from ._dtypes import computing_dtype, widened
 from ._operators import batch_first, is_differentiated, operator
-from ._statistics import widened
 
 _COLDEST, _HOTTEST = 1e-30, 1e30  # within these float32 holds log2(e)/T
 _LEAST_LOG = -1e30  # stands for log 0 beside a weight of 0
@@ -86,8 +86,7 @@ def _empty_rows(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _empty_statistics(logits: Tensor, temperature: float) -> Tensor:
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return logits.new_empty((*logits.shape[:-1], 3), dtype=dtype)
+    return logits.new_empty((*logits.shape[:-1], 3), dtype=computing_dtype(logits))
 
 
 def _in_rows(x: Tensor) -> Tensor:

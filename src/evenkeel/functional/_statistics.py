@@ -11,17 +11,13 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..kernels import cpu
+from ._dtypes import widened
 from ._operators import operator
 
 PIECE = 2**17  # elements: what several passes in a row can take from cache
 
 _KEPT = 2**19
 _STRIDE = (1 + math.sqrt(5)) / 2  # irrational, so that an even sample meets every channel alike
-
-
-def widened(values: Tensor) -> Tensor:
-    """In the dtype to compute in: float64 stays, everything narrower becomes float32."""
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def by_channel(values: Tensor, channel_dim: int) -> Tensor:

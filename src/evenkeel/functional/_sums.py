@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ..kernels import cpu
+from ._dtypes import widened
 from ._operators import operator
-from ._statistics import PIECE, widened
+from ._statistics import PIECE
 
 TEMPERATURES = tuple(2 ** (power / 6) for power in range(-12, 13))  # 1/4 to 4, a sixth of an octave apart
 
