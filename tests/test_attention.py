@@ -351,7 +351,7 @@ def test_inputs_that_do_not_fit():
     case = Case()
     with pytest.raises(UsageError, match="multiple"):
         attention(case.query[:, :3], case.key, case.value)
-    with pytest.raises(UsageError, match="multiple"):
+    with pytest.raises(UsageError, match="of the key's dtype"):
         attention(case.query, case.key, case.value[:, :, 1:])
     with pytest.raises(UsageError, match=r"bfloat16.*float32"):
         attention(case.query.bfloat16(), case.key, case.value)

@@ -305,7 +305,7 @@ def wrong_variants(query: Tensor, key: Tensor, scale: float) -> dict[str, Attent
         "last rows only": AttentionEvent(
             query=query[:, :, -8:], key=key, scale=scale, mask=causal_mask(queries, keys)[-8:]
         ),
-        "rounded to bf16": AttentionEvent(query=query.bfloat16(), key=key, scale=scale, causal=True),
+        "rounded to bf16": AttentionEvent(query=query.bfloat16().float(), key=key, scale=scale, causal=True),
     }
 
 
@@ -379,6 +379,20 @@ def test_shapes_that_do_not_fit():
     query, key, scale = made(5, 5, heads=4, key_heads=3)
     with pytest.raises(UsageError, match=r"\(2, 4, 5, 16\).*\(2, 3, 5, 16\).*multiple"):
         attention_statistics(query, key, scale=scale)
+
+
+def test_calls_are_checked_as_those_of_attention():
+    query, key, _ = made(5, 5)
+    named, number = (attention_statistics(query, key, scale=scale) for scale in ("dim", 1 / query.shape[-1]))
+    assert torch.equal(named.entropy, number.entropy)
+    with pytest.raises(UsageError, match="'sqrt', 'none', 'dim'"):
+        attention_statistics(query, key, scale="root")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UsageError, match=r"bfloat16 and key torch.float32"):
+        attention_statistics(query.bfloat16(), key)
+    with pytest.raises(UsageError, match="broadcastable"):
+        attention_statistics(query, key, mask=torch.ones(5, 4, dtype=torch.bool))
+    with pytest.raises(UsageError, match="bool .True = visible. or floating"):
+        attention_statistics(query, key, mask=torch.ones(5, 5, dtype=torch.long))
 
 
 MEMORY = """

@@ -19,7 +19,8 @@ from ._activations import (
     softplus,
     tanh,
 )
-from ._attention import attention, scale_factor
+from ._attention import attention
+from ._attention_options import Scale, scale_factor
 from ._attention_statistics import AttentionStatistics, attention_statistics, score_statistics
 from ._gates import bilinear, clamped_swiglu, gated, geglu, geglu_tanh, glu, reglu, swiglu
 from ._linear_losses import linear_cross_entropy
@@ -35,6 +36,7 @@ __all__ = [
     "OPERATORS",
     "Activation",
     "AttentionStatistics",
+    "Scale",
     "SoftmaxStatistics",
     "TensorStatistics",
     "attention",

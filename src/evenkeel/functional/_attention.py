@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -20,15 +19,8 @@ from ._attention_blockwise import (
     shaped_backward,
 )
 from ._attention_dense import dense_attention
-from ._attention_tiles import are_grouped, check_softcap, reach
+from ._attention_options import Scale, check_sinks, check_softcap, check_value, checked, reach, scale_factor
 from ._operators import is_differentiated, operator
-
-Scale = Literal["sqrt", "none", "dim"] | float
-_SCALES: dict[str, Callable[[int], float]] = {
-    "sqrt": lambda dim: dim**-0.5,
-    "none": lambda dim: 1.0,
-    "dim": lambda dim: 1 / dim,
-}
 
 
 def attention(
@@ -65,7 +57,9 @@ def attention(
         options: dict[str, Any] = {"scale": scale, "causal": causal, "mask": mask, "softcap": softcap, "sinks": sinks}
         options |= {"window": window, "normalizer": normalizer}
         return handle_torch_function(attention, given, query, key, value, **options)
-    _check(query, key, value, mask, sinks)
+    mask = checked(query, key, mask)
+    check_value(key, value)
+    check_sinks(sinks, query.shape[1])
     if normalizer not in ("softmax", "sigmoid"):
         raise UsageError(f"normalizer is {normalizer!r}; it is 'softmax' or 'sigmoid'")
     if normalizer == "sigmoid" and sinks is not None:
@@ -73,8 +67,6 @@ def attention(
     check_softcap(softcap)
     before, after = reach(causal, window)
     factor = scale_factor(scale, query.shape[-1])
-    if mask is not None:
-        mask = mask[(None,) * (4 - mask.dim())]
     plain = softcap is None and sinks is None and window is None and normalizer == "softmax"
     if plain and not (causal and mask is not None) and _is_fused(query, value, mask):
         bias = mask if mask is None or mask.dtype == torch.bool else mask.to(query.dtype)
@@ -86,15 +78,6 @@ def attention(
     return run(query, key, value, mask, sinks, factor, softcap, before, after, normalizer == "sigmoid")[0]
 
 
-def scale_factor(scale: Scale, head_dim: int) -> float:
-    """The number that a scale stands for: 1/√head_dim, 1/head_dim, 1, or itself."""
-    if isinstance(scale, str):
-        if scale not in _SCALES:
-            raise UsageError(f"scale is {scale!r}; it is one of {', '.join(map(repr, _SCALES))}, or a number")
-        return _SCALES[scale](max(1, head_dim))
-    return float(scale)
-
-
 def _is_fused(query: Tensor, value: Tensor, mask: Tensor | None) -> bool:
     """Whether torch has one kernel for it that need not be differentiated twice."""
     if value.shape[3] != query.shape[3] or min(query.numel(), value.numel()) == 0:
@@ -102,36 +85,6 @@ def _is_fused(query: Tensor, value: Tensor, mask: Tensor | None) -> bool:
     if query.dtype == torch.float64 and is_differentiated(query, value):
         return False
     return mask is None or not mask.requires_grad
-
-
-def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sinks: Tensor | None) -> None:
-    if not are_grouped(query, key) or value.dim() != 4 or value.shape[:3] != key.shape[:3]:
-        raise UsageError(
-            f"query has shape {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)}; they must "
-            "be (batch, heads, queries, head_dim), (batch, key_heads, keys, head_dim) and (batch, key_heads, keys, "
-            "value_dim), heads a multiple of key_heads"
-        )
-    batch, heads, queries, keys = *query.shape[:3], key.shape[2]
-    if not query.is_floating_point() or not query.dtype == key.dtype == value.dtype:
-        raise UsageError(
-            f"query, key and value are {query.dtype}, {key.dtype} and {value.dtype}; they must be of one floating "
-            "dtype: convert with .to()"
-        )
-    if mask is not None:
-        wanted = (batch, heads, queries, keys)
-        short = mask.dim() > 4 or any(
-            size not in (1, full) for size, full in zip(reversed(mask.shape), reversed(wanted), strict=False)
-        )
-        if short or not (mask.dtype == torch.bool or mask.is_floating_point()):
-            raise UsageError(
-                f"mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; it must be broadcastable to {wanted}, and "
-                "bool (True = visible) or floating (added to the scores)"
-            )
-    if sinks is not None and (tuple(sinks.shape) != (heads,) or not sinks.is_floating_point()):
-        raise UsageError(
-            f"sinks have shape {tuple(sinks.shape)} and dtype {sinks.dtype}; they must be ({heads},), one floating "
-            "logit per query head"
-        )
 
 
 _OPTIONS = "float scale, float? softcap, int before, int after, bool sigmoid"

@@ -10,22 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
 from ..kernels.attention import Tile
+from ._attention_options import EVERYWHERE, Scale, check_softcap, checked, reach, scale_factor
 from ._attention_tiles import (
-    EVERYWHERE,
     Memory,
     Place,
     Scores,
-    are_grouped,
-    check_softcap,
     folded,
     folded_mask,
     key_blocks,
     over,
     passes_for,
     places,
-    reach,
     stacked,
 )
 from ._dtypes import computing_dtype
@@ -65,7 +61,7 @@ def attention_statistics(
     query: Tensor,
     key: Tensor,
     *,
-    scale: float,
+    scale: Scale = "sqrt",
     causal: bool = False,
     mask: Tensor | None = None,
     softcap: float | None = None,
@@ -74,6 +70,7 @@ def attention_statistics(
     """Entropy, maximum, participation and the like of attention's softmax(scale·q kᵀ + mask), in one blockwise pass.
 
     query: (batch, heads, queries, head_dim). key: (batch, key_heads, keys, head_dim), heads a multiple of key_heads.
+    scale: "sqrt" = 1/√head_dim, "dim" = 1/head_dim, "none" = 1, or a number.
     causal: query i sees keys j ≤ i (aligned top-left, as in torch). mask: broadcastable to
     (batch, heads, queries, keys); bool (True = visible) or added to the scores, where −inf, the dtype's minimum, −1e9
     and exactly −10000 hide a key. softcap: c of c·tanh(s/c), before the mask. window: query i sees keys with
@@ -84,15 +81,11 @@ def attention_statistics(
     Source: the online softmax of Milakov and Gimelshein 2018, with the sums of the entropy and of the second moments
     beside it.
     """
-    if not are_grouped(query, key):
-        raise UsageError(
-            f"query has shape {tuple(query.shape)} and key {tuple(key.shape)}; both must be (batch, heads, length, "
-            "head_dim) of one batch and head_dim, with the query's heads a multiple of the key's"
-        )
+    mask = checked(query, key, mask)
     check_softcap(softcap)
+    factor = scale_factor(scale, query.shape[-1])
     with torch.no_grad():
-        mask = mask if mask is None else mask[(None,) * (4 - mask.dim())]
-        rows = _from_query_and_key(query, key, mask, scale, softcap, *reach(causal, window))
+        rows = _from_query_and_key(query, key, mask, factor, softcap, *reach(causal, window))
     return AttentionStatistics(*rows.unbind())
 
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
 from ..kernels import attention as torch_passes
 from ..kernels import cpu
 from ..kernels.attention import Tile
@@ -18,33 +17,7 @@ from ..kernels.cpu._threads import as_called_here, in_parallel
 from ._dtypes import widened
 from ._operators import with_batch
 
-EVERYWHERE = 2**40  # as a reach: farther than any key
-
 _QUERIES, _KEYS = 256, 2048  # of a tile: 2 MiB of float32; with fewer of either, products and calls cost more
-
-
-def are_grouped(query: Tensor, key: Tensor) -> bool:
-    """Whether both are (batch, heads, length, head_dim), heads of the query a multiple of the key's, the rest alike."""
-    if query.dim() != 4 or key.dim() != 4 or (query.shape[0], query.shape[3]) != (key.shape[0], key.shape[3]):
-        return False
-    return query.shape[1] % key.shape[1] == 0 if key.shape[1] else query.shape[1] == 0
-
-
-def reach(causal: bool, window: int | None) -> tuple[int, int]:
-    """How far before and after its own position a query sees.
-
-    Raises UsageError for a window below 1.
-    """
-    if window is not None and window < 1:
-        raise UsageError(f"window is {window}; the smallest, 1, lets a query see its own position only")
-    before = EVERYWHERE if window is None else window - 1
-    return before, 0 if causal else before
-
-
-def check_softcap(softcap: float | None) -> None:
-    """Raises UsageError for a cap that is not above 0."""
-    if softcap is not None and not softcap > 0:
-        raise UsageError(f"softcap is {softcap}; it must be above 0, or None for no cap")
 
 
 class Place(NamedTuple):

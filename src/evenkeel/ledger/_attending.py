@@ -16,11 +16,6 @@ KEYS = 1024
 _QUERIES = 64
 
 
-def scale_factor(name: str, head_dim: int) -> float:
-    """What scores are multiplied by: "none" 1, "sqrt" 1/√d_k, "dim" 1/d_k."""
-    return {"none": 1.0, "sqrt": head_dim**-0.5, "dim": 1 / head_dim}[name]
-
-
 class Attended(NamedTuple):
     """What one head does at one scale; means over the queries.
 
@@ -37,11 +32,11 @@ class Attended(NamedTuple):
     query_gradient: float
 
 
-def attend(head_dim: int, scale: str) -> Attended:
+def attend(head_dim: int, scale: F.Scale) -> Attended:
     """64 queries over 1024 keys with independent standard normal entries, in float64."""
     stream = torch.Generator().manual_seed(head_dim)
     query, key = normal(stream, _QUERIES, head_dim).requires_grad_(), normal(stream, KEYS, head_dim)
-    factor = scale_factor(scale, head_dim)
+    factor = F.scale_factor(scale, head_dim)
     entropy = F.attention_statistics(query.detach()[None, None], key[None, None], scale=factor).entropy.mean().item()
     scores = factor * (query @ key.mT)
     weights = torch.softmax(scores, -1)
@@ -56,15 +51,15 @@ def attend(head_dim: int, scale: str) -> Attended:
     )
 
 
-def matching_weight(head_dim: int, scale: str, gain: float) -> float:
+def matching_weight(head_dim: int, scale: F.Scale, gain: float) -> float:
     """The mean weight that a query gives the one key, of 1024, that equals it; queries and keys are `gain` as long."""
     stream = torch.Generator().manual_seed(head_dim)
     key = gain * normal(stream, KEYS, head_dim)
-    scores = scale_factor(scale, head_dim) * (key[:_QUERIES] @ key.mT)
+    scores = F.scale_factor(scale, head_dim) * (key[:_QUERIES] @ key.mT)
     return torch.softmax(scores, -1).diagonal().mean().item()
 
 
-def gain_to_focus(head_dim: int, scale: str) -> float:
+def gain_to_focus(head_dim: int, scale: F.Scale) -> float:
     """The gain at which the matching key gets half of the weight, by bisection; infinite if 100 is not enough."""
     low, high = 0.0, 100.0
     if matching_weight(head_dim, scale, high) < 0.5:

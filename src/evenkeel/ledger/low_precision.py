@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from ._attending import KEYS, scale_factor
+from ..functional import Scale, scale_factor
+from ._attending import KEYS
 from ._claim import Bound, Claim, Measurement, Text
 from ._documents import sentences_of
 
@@ -22,7 +23,7 @@ class _Rounded(NamedTuple):
     subnormal_weights: float
 
 
-def _rounded(dtype: torch.dtype, scale: str) -> _Rounded:
+def _rounded(dtype: torch.dtype, scale: Scale) -> _Rounded:
     """Scores and softmax in a 16-bit format, against float64 from the same rounded queries and keys."""
     stream = torch.Generator().manual_seed(_HEAD_DIM)
     query, key = (
