@@ -391,7 +391,7 @@ def test_calls_are_checked_as_those_of_attention():
         attention_statistics(query.bfloat16(), key)
     with pytest.raises(UsageError, match="broadcastable"):
         attention_statistics(query, key, mask=torch.ones(5, 4, dtype=torch.bool))
-    with pytest.raises(UsageError, match="bool .True = visible. or floating"):
+    with pytest.raises(UsageError, match=r"bool \(True = visible\) or floating"):
         attention_statistics(query, key, mask=torch.ones(5, 5, dtype=torch.long))
 
 

@@ -7,15 +7,23 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
+import numba
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from evenkeel.functional import OPERATORS, silu
+from evenkeel.functional import OPERATORS, cross_entropy, silu, softmax
+from evenkeel.functional._operators import _only_the_kernel_sees as only_the_kernel_sees
+from evenkeel.kernels.cpu import losses as loss_kernels
+from evenkeel.kernels.cpu import softmax as softmax_kernels
 from evenkeel.kernels.cpu._spread import spread
-from evenkeel.kernels.cpu._threads import Division, as_called_here, in_parallel
+from evenkeel.kernels.cpu._threads import Division, as_called_here, divided, in_parallel
 
 GELU = """
 import torch, evenkeel as ek
@@ -58,15 +66,16 @@ def test_kernels_of_several_processes_are_not_mistaken_for_each_other(tmp_path: 
     """Closures of one function get one number each, in the order in which a process makes them."""
     code = """
 import torch, evenkeel as ek
-x = torch.linspace(-3, 3, 1000)
-print([ek.functional.gated(x, x + 1, name).double().sum().item() for name in {names}])
+x = torch.linspace(-3, 3, 1000, requires_grad=True)
+y = [ek.functional.gated(x, x + 1, name).sum() for name in {names}]
+print([(one.item(), torch.autograd.grad(one, x)[0].sum().item()) for one in y])
 """
     names = ("relu", "sigmoid", "silu", "tanh", "mish")
-    alone = [python(code.format(names=[name]), EVENKEEL_CACHE_DIR=str(tmp_path / name))[0] for name in names]
+    alone = [python(code.format(names=[name]), EVENKEEL_CACHE_DIR=str(tmp_path / name)) for name in names]
     for name in names:
         python(code.format(names=[name]), EVENKEEL_CACHE_DIR=str(tmp_path))
     found = python(code.format(names=names), EVENKEEL_CACHE_DIR=str(tmp_path))
-    assert "".join(found) == f"[{','.join(one.strip('[]') for one in alone)}]"
+    assert "".join(found) == f"[{','.join(''.join(one).strip('[]') for one in alone)}]"
 
 
 def test_without_a_writable_cache_everything_works(tmp_path: Path):
@@ -145,8 +154,10 @@ def test_a_kernel_inside_another_parallel_region_runs_alone():
         torch.set_num_threads(2)
         x = torch.randn(100_000)
         results: list[torch.Tensor] = []
-        in_parallel(lambda start, stop: results.append(silu(x)), 2)
+        teams: list[int] = []
+        in_parallel(lambda start, stop: (results.append(silu(x)), teams.append(divided(10**6, 1).threads)), 2)
         assert all(torch.equal(result, silu(x)) for result in results)
+        assert teams == [1, 1] and divided(10**6, 1).threads == 2
     finally:
         torch.set_num_threads(before)
 
@@ -168,12 +179,34 @@ _threads.ThreadPoolExecutor = Watched
 import evenkeel as ek
 torch.set_num_threads(3)
 x = torch.randn(7, 30_000)
-found = ek.functional.softmax(x), ek.functional.attention(*torch.randn(3, 1, 4, 600, 16))
+found = ek.functional.softmax(x)
 print(bool(seen))
+seen.clear()
+attended = ek.functional.attention(*torch.randn(3, 1, 4, 600, 16), softcap=5.0)
+print(bool(seen), bool(attended.isfinite().all()))
+def refused(self, work, *arguments):
+    raise RuntimeError("cannot start new thread")
+Watched.submit = refused
+print(torch.equal(found, ek.functional.softmax(x)))
 torch.set_num_threads(1)
-print(torch.equal(found[0], ek.functional.softmax(x)), bool(found[1].isfinite().all()))
+print(torch.equal(found, ek.functional.softmax(x)))
 """
-    assert python(code, EVENKEEL_CACHE_DIR=str(tmp_path)) == ["True"] * 3
+    assert python(code, EVENKEEL_CACHE_DIR=str(tmp_path)) == ["True"] * 5
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_a_small_kernel_leaves_torchs_threads_alive():
+    code = """
+import os, torch, evenkeel as ek
+torch.set_num_threads(4)
+small, large = torch.randn(2**15), torch.randn(400_000)
+ek.functional.silu(small), large.add(large)
+before = set(os.listdir("/proc/self/task"))
+for _ in range(20):
+    ek.functional.silu(small), large.add(large)
+print(set(os.listdir("/proc/self/task")) == before)
+"""
+    assert python(code) == ["True"]
 
 
 def test_a_kernel_without_memory_says_so():
@@ -185,3 +218,59 @@ def test_a_kernel_without_memory_says_so():
     greedy(Division(4, 1, 2), out, 4)
     with pytest.raises(MemoryError, match="fewer rows"):
         greedy(Division(4, 1, 2), out, 2**50)
+
+
+def test_every_kind_of_number_meets_the_same_kernel():
+    x, target = torch.randn(3, 50), torch.tensor([1, 2, 3])
+    numbers: tuple[Any, ...] = (1.0, 1, np.float32(1), np.float64(1), torch.tensor(1.0))
+    found = [softmax(x, temperature=number) for number in numbers]
+    found += [cross_entropy(x, target, temperature=number, z_loss=number, reduction="none") for number in numbers]
+    assert len({tuple(one.reshape(-1).tolist()) for one in found}) == 2
+    kernels = softmax_kernels._softmax.compiled, loss_kernels._gather.compiled
+    assert all({signature[-1][-2] for signature in kernel.signatures} == {numba.float64} for kernel in kernels)
+
+
+class Wrapped(torch.Tensor):
+    """A subclass that torch dispatches as it does any tensor."""
+
+
+class Listening(TorchDispatchMode):
+    """Sees every operator and does nothing."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+def under(context: Callable[[], AbstractContextManager[object]]) -> Callable[..., object]:
+    def call(f: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> object:
+        with context():
+            return f(x)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("call", "alone"),
+    [
+        (lambda f, x: f(x), True),
+        (lambda f, x: f(torch.nn.Parameter(x)), True),
+        (under(torch.inference_mode), True),
+        (under(Listening), False),
+        (under(torch.profiler.profile), False),
+        (lambda f, x: torch.jit.trace(f, x, check_trace=False), False),
+        (lambda f, x: torch.func.vmap(f)(x[None]), False),
+        (lambda f, x: f(x.as_subclass(Wrapped)), False),
+        (lambda f, x: f(x.to("meta")), False),
+        (lambda f, x: f(torch.ops.aten._neg_view(x)), False),
+        (lambda f, x: f(torch.ops.aten._efficientzerotensor([3])), False),
+    ],
+)
+def test_kernels_are_called_directly_only_where_nobody_listens(call: Callable[..., object], alone: bool):
+    seen: list[bool] = []
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        seen.append(only_the_kernel_sees((x, 1.0)))
+        return silu(x)
+
+    call(f, torch.randn(3))
+    assert seen == [alone]

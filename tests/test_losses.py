@@ -100,19 +100,28 @@ def test_losses_and_gradients(f, definition, options, reduction: Reduction, dtyp
 
 
 @pytest.mark.parametrize("size", (1.0, 1e10, 1e18, 1e38))
+@pytest.mark.parametrize("label_smoothing", (0.0, 0.1))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float64), ids=str)
-def test_equal_logits_of_any_size_share_their_weight(size: float, dtype: torch.dtype):
+def test_equal_logits_of_any_size_share_their_weight(size: float, label_smoothing: float, dtype: torch.dtype):
+    """Two classes far above a third, which with smoothing costs what it lies below; and 5,000 equal ones."""
     logits = torch.tensor([[size, size, -size], [-size, size, size]], dtype=dtype)
-    target = torch.tensor([0, 1])
-    losses = cross_entropy(logits, target, reduction="none")
-    (slope,) = gradients(lambda x: cross_entropy(x, target, reduction="sum"), torch.ones(()), logits)
+    size, target = logits[0, 0].item(), torch.tensor([0, 1])
+    options: dict[str, Any] = {"label_smoothing": label_smoothing}
+    losses = cross_entropy(logits, target, reduction="none", **options)
+    (slope,) = gradients(lambda x: cross_entropy(x, target, reduction="sum", **options), torch.ones(()), logits)
     third = math.exp(-2 * size)
+    exact = torch.full((2,), math.log(2 + third) + label_smoothing / 3 * 2 * size, dtype=torch.float64)
+    wanted = (1 - label_smoothing) * F.one_hot(target, 3).double() + label_smoothing / 3
     p = torch.tensor([[1, 1, third], [third, 1, 1]], dtype=torch.float64) / (2 + third)
-    assert torch.allclose(losses.double(), torch.full((2,), math.log(2 + third), dtype=torch.float64), rtol=1e-6)
-    assert torch.allclose(slope.double(), p - F.one_hot(target, 3), rtol=0, atol=EPSILON[dtype])
-    weight = torch.ones(3, 1, dtype=dtype)
-    equal = linear_cross_entropy(logits[:1, :1], weight, target[:1])
-    assert equal.item() == pytest.approx(math.log(3), rel=1e-6)
+    assert torch.allclose(losses.double(), exact, rtol=1e-6)
+    assert torch.allclose(slope.double(), p - wanted, rtol=0, atol=EPSILON[dtype])
+    many = torch.full((1, 5000), size, dtype=dtype)
+    row, weight = torch.ones(1, 1, dtype=dtype), many.mT
+    for loss in (
+        cross_entropy(many, target[:1], **options),
+        linear_cross_entropy(row, weight, target[:1], **options),
+    ):
+        assert loss.item() == pytest.approx(math.log(5000), rel=1e-6)
 
 
 @pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
@@ -284,6 +293,32 @@ def test_an_ignored_token_may_hold_anything():
         (gradient,) = gradients(lambda x, f=f, t=target: f(x, t, ignore_index=9), torch.ones(()), logits)
         assert torch.allclose(loss, f(logits[[0, 2]], target[[0, 2]]))
         assert not gradient.isnan().any() and not gradient[1].any()
+
+
+@pytest.mark.parametrize("kernels", (True, False))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_rows_without_a_loss(dtype: torch.dtype, kernels: bool, monkeypatch: pytest.MonkeyPatch):
+    """No class possible: no gradient; a logit of +inf, whose loss is no number: none either."""
+    if not kernels:
+        monkeypatch.setattr(cpu, "unavailable_because", lambda: "a test")
+    logits = torch.tensor([[-math.inf] * 3, [math.inf, math.inf, 0], [1, 2, 3]], dtype=dtype)
+    target = torch.tensor([0, 0, 0])
+    losses = cross_entropy(logits, target, reduction="none")
+    (slope,) = gradients(lambda x: cross_entropy(x, target, reduction="sum"), torch.ones(()), logits)
+    assert losses[:2].isnan().all() and losses[2].isfinite()
+    assert (slope[0] == 0).all() and slope[1].isnan().all() and slope[2].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_head_with_classes_that_its_bias_forbids(dtype: torch.dtype, small_chunks: None):
+    x, weight, bias = torch.randn(6, 8).to(dtype), torch.randn(200, 8).to(dtype), torch.zeros(200, dtype=dtype)
+    bias[40:150] = -math.inf  # whole tiles of it
+    target = torch.tensor([0, 1, 2, 30, 160, 199])
+    wide = [item.double() for item in (x, weight, bias)]
+    exact = gradients(lambda x, w: F.cross_entropy(x @ w.mT + wide[2], target), torch.ones(()), *wide[:2])
+    found = gradients(lambda x, w: linear_cross_entropy(x, w, target, bias=bias), torch.ones(()), x, weight)
+    for one, other in zip(found, exact, strict=True):
+        assert torch.allclose(one.double(), other, rtol=0, atol=8 * EPSILON[dtype])
 
 
 def test_impossible_classes():

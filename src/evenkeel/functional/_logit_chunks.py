@@ -85,9 +85,9 @@ class _Chunk:
                 )
 
         _in_parts(part, self.count, self.rows.device)
-        maxima, log_totals = _joined(sums[0], sums[1], temperature)
+        maxima, log_totals, below = _joined(sums[0], sums[1], sums[2], vocabulary, self.width, temperature)
         options = (temperature, smoothing, z_loss)
-        losses = token_losses(maxima, log_totals, sums[3].sum(0), sums[2].sum(0), vocabulary, options)
+        losses = token_losses(maxima, log_totals, sums[3].sum(0), below, vocabulary, options)
         return torch.where(self.targets != ignored, losses, 0), maxima, log_totals
 
     def differentiate(
@@ -129,11 +129,14 @@ class _Chunk:
             torch.sum(torch.stack([found[start] for start in sorted(found)]), 0, out=to_rows)
 
 
-def _joined(maxima: Tensor, log_totals: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Maximum and log Σe^((x − max)/T) of all tiles, from those of each."""
+def _joined(
+    maxima: Tensor, log_totals: Tensor, below: Tensor, vocabulary: int, width: int, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Maximum, log Σe^((x − max)/T) and Σ(x − max) of all tiles, from those of each."""
     top = maxima.amax(0)
-    below = torch.where(maxima == top, 0, (maxima - top) / temperature)  # 0 where both are infinite
-    return top, (log_totals + below).logsumexp(0)
+    step = torch.where(maxima == top, 0, maxima - top)  # 0 where both are infinite
+    widths = (vocabulary - width * torch.arange(len(maxima), device=top.device)).clamp(max=width).unsqueeze(1)
+    return top, (log_totals + step / temperature).logsumexp(0), (below + widths * step).sum(0)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from ..errors import UsageError
 from ..kernels import cpu
 from ._dtypes import computing_dtype, summing_dtype, widened
 from ._operators import batch_first, is_differentiated, operator
-from ._softmax import check_temperature, logsumexp, softmax
+from ._softmax import COLDEST, HOTTEST, check_temperature, logsumexp, softmax
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -35,6 +35,8 @@ def check_call(
 ) -> None:
     """Raises UsageError for a call that cannot be meant; `logits_shape` is (..., V)."""
     check_temperature(temperature)
+    if not COLDEST <= temperature <= HOTTEST:
+        raise UsageError(f"temperature is {temperature}; losses take one from {COLDEST:g} to {HOTTEST:g}")
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise UsageError(f"target has dtype {target.dtype}; give class numbers, as target.long()")
     if target.shape != logits_shape[:-1]:
@@ -66,15 +68,15 @@ def token_losses(
     maxima: Tensor,
     log_totals: Tensor,
     picked: Tensor,
-    totals: Tensor,
+    below: Tensor,
     vocabulary: int,
     options: tuple[float, float, float],
 ) -> Tensor:
-    """A token's loss from what was gathered of its row; where smoothing is 0, `totals` is not looked at."""
+    """A token's loss from what was gathered of its row; where smoothing is 0, `below`, Σ(x − max), is not looked at."""
     temperature, smoothing, z_loss = options
     above = maxima - picked
     if smoothing:
-        above = (1 - smoothing) * above + smoothing * (maxima - totals / vocabulary)
+        above = (1 - smoothing) * above - smoothing / vocabulary * below
     losses = above / temperature + log_totals
     return losses + z_loss * (maxima / temperature + log_totals).square() if z_loss else losses
 
@@ -98,11 +100,13 @@ def _losses_in_torch(
     x, counted = widened(logits), target != ignored
     maxima = x.amax(-1) if x.shape[-1] else x.new_full(target.shape, -torch.inf)
     shift = torch.where(maxima.isfinite(), maxima, 0)
-    maxima = maxima.to(summing_dtype(x))
-    log_totals = logsumexp(x - shift.unsqueeze(-1), temperature=temperature).to(maxima.dtype)
+    shifted, maxima = x - shift.unsqueeze(-1), maxima.to(summing_dtype(x))
+    log_totals = logsumexp(shifted, temperature=temperature).to(maxima.dtype)
+    log_totals = torch.where(maxima.isfinite(), log_totals, 0)
     picked = x.gather(-1, torch.where(counted, target, 0).long().unsqueeze(-1)).squeeze(-1)
     options = (temperature, smoothing, z_loss)
-    losses = token_losses(maxima, log_totals, picked, x.sum(-1), x.shape[-1], options)
+    below = shifted.sum(-1, dtype=maxima.dtype)
+    losses = token_losses(maxima, log_totals, picked, below, x.shape[-1], options)
     return torch.where(counted, losses, 0).to(x.dtype), maxima, log_totals
 
 
@@ -115,16 +119,16 @@ def _losses_on_cpu(
 
     vocabulary = logits.shape[-1]
     check_target(target, vocabulary, ignored)
-    maxima, log_totals, totals, picked = (logits.new_zeros(target.shape, dtype=torch.float64) for _ in range(4))
+    maxima, log_totals, below, picked = (logits.new_zeros(target.shape, dtype=torch.float64) for _ in range(4))
     kernels.gather(
         logits.contiguous().view(-1, vocabulary),
         target.long().reshape(-1),
-        *(item.view(-1) for item in (maxima, log_totals, totals, picked)),
+        *(item.view(-1) for item in (maxima, log_totals, below, picked)),
         first=0,
         temperature=temperature,
         smooth=smoothing > 0,
     )
-    losses = token_losses(maxima, log_totals, picked, totals, vocabulary, (temperature, smoothing, z_loss))
+    losses = token_losses(maxima, log_totals, picked, below, vocabulary, (temperature, smoothing, z_loss))
     return torch.where(target != ignored, losses, 0).float(), maxima, log_totals
 
 
@@ -136,14 +140,18 @@ def _shaped_losses(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, 
 def _slopes_by_definition(
     gradient: Tensor, logits: Tensor, target: Tensor, temperature: float, smoothing: float, z_loss: float, ignored: int
 ) -> Tensor:
-    """g·((1 + 2·z_loss·logsumexp)·p − (1 − smoothing)·[target] − smoothing/V)/T, differentiable to any order."""
-    x, counted = widened(logits), target != ignored
+    """g·((1 + 2·z_loss·logsumexp)·p − (1 − smoothing)·[target] − smoothing/V)/T, differentiable to any order.
+
+    0 where no class is possible, NaN where a logit is +inf: there the loss is not a number either.
+    """
+    x, counted = widened(logits), (target != ignored) & ~(logits == -torch.inf).all(-1)
     p = softmax(x, temperature=temperature)
     if z_loss:
         p = p * (1 + 2 * z_loss * logsumexp(x, temperature=temperature)).unsqueeze(-1)
     place = torch.where(counted, target, 0).long().unsqueeze(-1)
     wanted = torch.zeros_like(x).scatter(-1, place, 1 - smoothing) + smoothing / x.shape[-1]
     weights = torch.where(counted, gradient, 0).unsqueeze(-1) / temperature
+    weights = torch.where((x == torch.inf).any(-1, keepdim=True) & (weights != 0), torch.nan, weights)
     return torch.where(weights == 0, 0, weights * (p - wanted)).to(logits.dtype)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_FLOATS = (float, type(None))
 _LIBRARY = torch.library.Library("evenkeel", "DEF")
 
 NARROW = ("float32", "bfloat16", "float16")
@@ -42,10 +43,20 @@ def operator(
     if vmap is not None:
         torch.library.register_vmap(f"evenkeel::{name}", vmap, lib=_LIBRARY)
     registered = getattr(torch.ops.evenkeel, name).default
+    floats = [
+        place
+        for place, argument in enumerate(registered._schema.arguments)
+        if str(argument.type) in ("float", "Optional[float]")
+    ]
 
     def call(*arguments: Any) -> Any:
-        alone = not torch.compiler.is_compiling() and _only_the_kernel_sees(arguments)
-        return cpu(*arguments) if alone else registered(*arguments)
+        if torch.compiler.is_compiling() or not _only_the_kernel_sees(arguments):
+            return registered(*arguments)
+        if any(type(arguments[place]) not in _FLOATS for place in floats):
+            arguments = tuple(
+                float(item) if place in floats and item is not None else item for place, item in enumerate(arguments)
+            )  # as the dispatcher does: kernels are compiled for each type of number
+        return cpu(*arguments)
 
     return call
 
@@ -60,9 +71,14 @@ def _only_the_kernel_sees(arguments: tuple[Any, ...]) -> bool:
     ):
         return False
     for item in arguments:
-        if isinstance(item, torch.Tensor) and (type(item) not in _PLAIN or not item.is_cpu or item.is_neg()):
+        if isinstance(item, torch.Tensor) and (type(item) not in _PLAIN or not item.is_cpu or _is_lazy(item)):
             return False
     return True
+
+
+def _is_lazy(tensor: torch.Tensor) -> bool:
+    """Whether something is yet to be done to its memory, or it has none."""
+    return tensor.is_neg() or tensor._is_zerotensor()
 
 
 def with_batch(tensor: torch.Tensor, dim: int | None, size: int) -> torch.Tensor:

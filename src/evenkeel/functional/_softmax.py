@@ -15,7 +15,7 @@ from ..kernels import cpu
 from ._dtypes import computing_dtype, widened
 from ._operators import batch_first, is_differentiated, operator
 
-_COLDEST, _HOTTEST = 1e-30, 1e30  # within these float32 holds log2(e)/T
+COLDEST, HOTTEST = 1e-30, 1e30  # within these float32 holds log2(e)/T
 _LEAST_LOG = -1e30  # stands for log 0 beside a weight of 0
 
 
@@ -105,7 +105,7 @@ def _row_operator(
         if not cpu.serves(*tensors):
             return composite(*arguments)
         out = fake(*arguments)
-        if not _COLDEST <= temperature <= _HOTTEST:
+        if not COLDEST <= temperature <= HOTTEST:
             return composite(*(item.double() for item in tensors), temperature).to(out.dtype)
         from ..kernels.cpu import softmax as kernels
 

@@ -17,19 +17,19 @@ def gather(
     targets: Tensor,
     maxima: Tensor,
     log_totals: Tensor,
-    totals: Tensor,
+    below: Tensor,
     picked: Tensor,
     *,
     first: int,
     temperature: float,
     smooth: bool,
 ) -> None:
-    """Of columns [first, first + w): max, log Σe^((x − max)/T), Σx (added, where `smooth`), and x at a target there."""
+    """Of columns [first, first + w): max, log Σe^((x − max)/T), Σ(x − max) where `smooth`, and x at a target there."""
     maxima.copy_(tile.amax(-1))
     shift = torch.where(maxima.isfinite(), maxima, 0).to(tile.dtype).unsqueeze(1)
     log_totals.copy_(torch.logsumexp((tile - shift) / temperature, -1))
     if smooth:
-        totals += tile.sum(-1)
+        below.copy_((tile - shift).sum(-1, dtype=below.dtype))
     places, inside = _places(tile, targets, first)
     picked.copy_(torch.where(inside, tile.gather(1, places).squeeze(1), picked))
 
@@ -57,4 +57,5 @@ def differentiate_tile(
     slopes.scatter_add_(1, places, torch.where(inside, (smoothing - 1) * scales, 0).to(slopes.dtype).unsqueeze(1))
     if inverse_cap:
         slopes *= 1 - (tile * inverse_cap).square()
-    tile.copy_(torch.where(weights.unsqueeze(1) == 0, 0, slopes))
+    nothing = (weights == 0) | (maxima == -torch.inf)
+    tile.copy_(torch.where(nothing.unsqueeze(1), 0, slopes))

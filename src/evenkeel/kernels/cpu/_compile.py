@@ -43,15 +43,15 @@ def inline(function: Callable[..., Any] | None = None, *, flags: Collection[str]
     return numba.njit(function, forceinline=True, error_model="numpy", fastmath=set(flags))
 
 
-def kernel(function: Callable[..., Any] | None = None, *, flags: Collection[str] = ()) -> Any:
+def kernel(function: Callable[..., Any]) -> Any:
     """A function over arrays that runs without the interpreter's lock, compiled once per argument types.
 
-    Its qualified name tells it apart in the cache, and, once loaded, to the linker.
+    Its qualified name tells it apart in the cache, and, once loaded, to the linker. Only what lies in this folder is
+    cached: the cache's name depends on no other sources.
     """
-    if function is None:
-        return lambda function: kernel(function, flags=flags)
-    dispatcher: Any = numba.njit(function, nogil=True, error_model="numpy", fastmath=set(flags))
-    dispatcher._cache = _DiskCache(f"{function.__module__}.{function.__qualname__}")
+    dispatcher: Any = numba.njit(function, nogil=True, error_model="numpy")
+    if function.__module__.startswith(__name__.rpartition(".")[0]):
+        dispatcher._cache = _DiskCache(f"{function.__module__}.{function.__qualname__}")
     return dispatcher
 
 

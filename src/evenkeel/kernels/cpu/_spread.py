@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -26,36 +26,35 @@ binding.add_symbol("evenkeel_parallel", ctypes.cast(parallel(), ctypes.c_void_p)
 class Spread:
     """A kernel (start, stop, ...) for part of a range, called on all of it: spread(division, ...)."""
 
-    def __init__(self, function: Callable[..., None], flags: Collection[str], name: str) -> None:
-        function.__qualname__ += name
-        part = numba.njit(function, nogil=True, error_model="numpy", fastmath=set(flags))
+    def __init__(self, function: Callable[..., None], name: str) -> None:
+        function.__qualname__ += f".{name}" if name else ""
+        part = numba.njit(function, nogil=True, error_model="numpy")
 
         def run(length, size, threads, *arguments):
-            return _share(part, length, size, threads, arguments)
+            return _spread_out(part, length, size, threads, arguments)
 
         run.__module__, run.__qualname__ = function.__module__, f"{function.__qualname__}.run"
         self.compiled = kernel(run)
 
     def __call__(self, division: Division, *arguments: Any) -> None:
-        """Tensors among the arguments go in as arrays."""
+        """Tensors among the arguments go in as arrays. Kernels raise nothing: one that fails had no memory."""
         arrays = (as_array(item) if isinstance(item, Tensor) else item for item in arguments)
         if self.compiled(*division, *arrays):
             raise MemoryError("a kernel found no memory to work in; give it fewer rows at a time")
 
 
-def spread(function: Callable[..., None] | None = None, *, flags: Collection[str] = (), name: str = "") -> Any:
+def spread(function: Callable[..., None] | None = None, *, name: str = "") -> Any:
     """A kernel whose first two arguments are a part's start and stop.
 
-    flags: LLVM's fast-math flags. name: what tells closures of one function apart: kernels of one name from two
-    processes would be one to the linker.
+    name: what tells closures of one function apart: kernels of one name from two processes would be one to the linker.
     """
     if function is None:
-        return lambda function: spread(function, flags=flags, name=name)
-    return Spread(function, flags, name)
+        return lambda function: spread(function, name=name)
+    return Spread(function, name)
 
 
 @intrinsic
-def _share(typing: Any, part: Any, count: Any, size: Any, threads: Any, arguments: Any) -> Any:
+def _spread_out(typing: Any, part: Any, count: Any, size: Any, threads: Any, arguments: Any) -> Any:
     """Call part(start, stop, *arguments) until the range is done, on each thread; whether any call failed."""
     inner = part.get_call_type(typing, (types.int64, types.int64, *arguments), {})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ _PARALLEL = ctypes.CFUNCTYPE(None, _WORK, ctypes.c_void_p, ctypes.c_uint, ctypes
 
 
 class Division(NamedTuple):
-    """How range(length) is cut: into parts of a size, the last perhaps shorter, which so many threads take."""
+    """How range(length) is cut: into parts of a size, the last perhaps shorter, for a team of so many threads."""
 
     length: int
     size: int
@@ -31,9 +32,12 @@ class Division(NamedTuple):
 
 
 def divided(length: int, least: int) -> Division:
-    """For torch.get_num_threads() threads, in parts of `least` or more; in one for few, and in a parallel region."""
-    threads = min(torch.get_num_threads(), length // max(1, least))
-    if threads <= 1 or _inside():
+    """In parts of `least` or more for all of torch's threads; in one part for few, and in a parallel region.
+
+    Always for all: a smaller team would make OpenMP end the other threads, and torch's next operation start them anew.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or length < 2 * least or _inside():
         return Division(length, max(1, length), 1)
     size = max(least, -(-length // (_PARTS * threads)))
     if size > _ALIGNED:
@@ -98,8 +102,10 @@ def parallel() -> Any:
 
 def _on_own_threads(work: Callable[[Any], None], data: Any, threads: int, flags: int) -> None:
     with ThreadPoolExecutor(threads) as pool:
-        for _ in range(threads):
-            pool.submit(work, data)
+        with contextlib.suppress(RuntimeError):  # no more threads to be had: those that there are do all of it
+            for _ in range(threads - 1):
+                pool.submit(work, data)
+        work(data)
 
 
 @cache

@@ -23,14 +23,14 @@ _LN_2 = 0.6931471805599453
 
 
 @spread
-def _gather(start, stop, logits, targets, maxima, log_totals, totals, picked, first, temperature, smooth):
+def _gather(start, stop, logits, targets, maxima, log_totals, below, picked, first, temperature, smooth):
     for r in range(start, stop):
         row = logits[r]
         top = maximum(row)
         maxima[r] = top
         log_totals[r] = log_total_of(row, top, temperature)
         if smooth:
-            totals[r] += total_of(row)
+            below[r] = total_of(row, np.float64(top) if math.isfinite(top) else 0.0)
         place = targets[r] - first
         if 0 <= place < row.size:
             picked[r] = widen(row[place])
@@ -75,7 +75,10 @@ def _differentiate(start, stop, logits, targets, maxima, log_totals, weights, ou
 
 @inline
 def _replace_by_slopes(row, plan, scale, smooth, inverse_cap):
-    """In place; times 1 − (z/softcap)², the slope of the cap at what it returned."""
+    """In place; times 1 − (z/softcap)², the slope of the cap at what it returned, if there is a cap."""
+    if inverse_cap == _ZERO:
+        _write_slopes(row, row, plan, scale, smooth)
+        return
     for i in range(row.size):
         capped = row[i] * inverse_cap
         row[i] = _slope(row[i], plan, scale, smooth) * (_ONE - capped * capped)
@@ -100,12 +103,12 @@ def _differentiate_tile(
     scale = scale_of(temperature)
     for r in range(start, stop):
         row, weight = tile[r], weights[r]
-        if weight == 0:
+        if weight == 0 or maxima[r] == -np.inf:
             row[:] = _ZERO
             continue
         plan = _row_plan(maxima[r], log_totals[r], weight, temperature, z_loss, scale)
         place = targets[r] - first
-        capped = row[place] * inverse_cap if 0 <= place < row.size else _ZERO
+        capped = row[place] * inverse_cap if inverse_cap != _ZERO and 0 <= place < row.size else _ZERO
         _replace_by_slopes(row, plan, scale, _F(weight * smoothing / vocabulary / temperature), inverse_cap)
         if 0 <= place < row.size:
             row[place] -= _F(weight * (1 - smoothing) / temperature) * (_ONE - capped * capped)
@@ -116,15 +119,15 @@ def gather(
     targets: Tensor,
     maxima: Tensor,
     log_totals: Tensor,
-    totals: Tensor,
+    below: Tensor,
     picked: Tensor,
     *,
     first: int,
     temperature: float,
     smooth: bool,
 ) -> None:
-    """Of columns [first, first + w): max, log Σe^((x − max)/T), Σx (added, where `smooth`), and x at a target there."""
-    _gather(divided_rows(logits), logits, targets, maxima, log_totals, totals, picked, first, temperature, smooth)
+    """Of columns [first, first + w): max, log Σe^((x − max)/T), Σ(x − max) where `smooth`, and x at a target there."""
+    _gather(divided_rows(logits), logits, targets, maxima, log_totals, below, picked, first, temperature, smooth)
 
 
 def differentiate(

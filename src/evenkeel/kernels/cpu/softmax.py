@@ -271,19 +271,11 @@ def _softmax_backward(start, stop, weights, slopes, out, temperature):
 
 
 @inline(flags=_SUMS)
-def _block_total(block):
-    total = _ZERO
-    for i in range(block.size):
-        total += widen(block[i])
-    return total
-
-
-@inline
-def total_of(row):
-    """The sum of a row, in float64."""
+def total_of(row, shift):
+    """Σ (x − shift) over a row, in float64."""
     total = 0.0
-    for start in range(0, row.size, _BLOCK):
-        total += np.float64(_block_total(row[start : start + _BLOCK]))
+    for i in range(row.size):
+        total += np.float64(widen(row[i])) - shift
     return total
 
 
@@ -299,7 +291,7 @@ def _log_softmax_backward(start, stop, logs, slopes, out, temperature):
     scale = scale_of(1.0)
     floor = -(_HEADROOM + _DEPTH) * scale[2]
     for r in range(start, stop):
-        scaled = _F(total_of(slopes[r]) * 2.0**-48)
+        scaled = _F(total_of(slopes[r], 0.0) * 2.0**-48)
         _write_log_softmax_slopes(logs[r], slopes[r], out[r], scaled, _F(1 / temperature), scale, floor)
 
 
