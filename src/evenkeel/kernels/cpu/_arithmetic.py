@@ -137,11 +137,18 @@ _S0, _S1, _S2, _S3 = _F(0.499992302), _F(0.1666711479), _F(0.04189034312), _F(0.
 
 
 @inline
-def coarse_exp32(high, low, lift):
-    """The same without `low`, which cannot be told in 16 bits: off by less than 2^-20, and 2^-17 for the smallest."""
-    t = fma(high, _LOG2E32, _ROUND32)
-    r = fma(t - _ROUND32, _LN2_HIGH, high)
+def coarsely_reduced32(z):
+    """(t, p) with e^z = 2^k·(1 + p), as reduced32 but off by less than 2^-20, and 2^-17 for the smallest results."""
+    t = fma(z, _LOG2E32, _ROUND32)
+    r = fma(t - _ROUND32, _LN2_HIGH, z)
     q = fma(r, _S3, _S2)
     q = fma(r, q, _S1)
     q = fma(r, q, _S0)
-    return add_exponent(fma(lift * (r * r), q, fma(lift, r, lift)), t)
+    return t, fma(r * r, q, r)
+
+
+@inline
+def coarse_exp32(high, low, lift):
+    """fine_exp32 without `low`, which cannot be told in 16 bits, by coarsely_reduced32."""
+    t, p = coarsely_reduced32(high)
+    return add_exponent(fma(lift, p, lift), t)

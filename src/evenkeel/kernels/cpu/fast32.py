@@ -2,7 +2,8 @@
 
 fine: off by less than 2^-21 of the larger of the terms of which a slope is the sum, for float32's gated gradients.
 coarse: off by less than 2^-19, where the last bit of the result is 2^-11 (float16) or 2^-8 (bfloat16): 0.501 ulp.
-bfloat16 and float32 reach far below e^-88, so e^−z is kept times 2^40 until the end.
+bfloat16 and float32 reach far below e^-88, so e^−z is kept times 2^40 until the end; a value alone, x / (1 + e^z),
+costs less when x and the denominator are lowered together, as in activations.py.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._arithmetic import at_least, at_most, coarse_exp32, fine_exp32
-from ._compile import fma, inline, magnitude
+from ._arithmetic import at_least, at_most, coarse_exp32, coarsely_reduced32, fine_exp32
+from ._compile import add_exponent, fma, inline, magnitude
 
 
 class Formula(NamedTuple):
@@ -28,6 +29,7 @@ _F = np.float32
 _ZERO, _ONE = _F(0), _F(1)
 _LIFT, _LOWER = _F(2.0**40), _F(2.0**-40)
 _FAR = _F(108)
+_FAR_LEFT, _LEFT_SCALE, _FAR_RIGHT = _F(-4), _F(2.0**-64), _F(24)
 _QUICK = 1.702
 _QUICK_HIGH, _QUICK_LOW = _F(_QUICK), _F(_QUICK - float(_F(_QUICK)))
 _LINEAR, _CUBIC = 2.0 * 0.7978845608028654, 2.0 * 0.7978845608028654 * 0.044715
@@ -137,5 +139,39 @@ def _formula(both: Callable[..., Any]) -> Formula:
 
 FINE = _family(fine_exp32, _FINE_TAIL)
 """For the gradients of float32 gates."""
-COARSE = _family(coarse_exp32, _COARSE_TAIL)
+
+
+@inline
+def _over_one_and_power(x, z):
+    """x / (1 + e^z); x < −4 wherever z > 88."""
+    t, p = coarsely_reduced32(z)
+    scale = _LEFT_SCALE if x < _FAR_LEFT else _ONE
+    power = add_exponent(scale, t)
+    return (x * scale) / (scale + fma(power, p, power))
+
+
+@inline
+def _silu(x):
+    x = at_least(x, -_FAR)
+    return _over_one_and_power(x, -at_most(x, _FAR_RIGHT))
+
+
+@inline
+def _quick_gelu(x):
+    x = at_least(x, _F(-63.9))
+    return _over_one_and_power(x, at_most(x, _FAR_RIGHT) * -_QUICK_HIGH)
+
+
+@inline
+def _gelu_tanh(x):
+    x = at_least(x, _F(-10.9))
+    c = at_most(x, _F(7))
+    return _over_one_and_power(x, -c * fma(_F(_CUBIC), c * c, _LINEAR32))
+
+
+_VALUES = {"silu": _silu, "quick_gelu": _quick_gelu, "gelu_tanh": _gelu_tanh}
+COARSE = {
+    name: formula._replace(value=_VALUES.get(name, formula.value))
+    for name, formula in _family(coarse_exp32, _COARSE_TAIL).items()
+}
 """For results of 16 bits."""
