@@ -26,6 +26,7 @@ from ._gates import bilinear, clamped_swiglu, gated, geglu, geglu_tanh, glu, reg
 from ._linear_losses import linear_cross_entropy
 from ._losses import cross_entropy
 from ._operators import OPERATORS
+from ._sampling import Sampled, Sampler, distribution, sample
 from ._sigmoid_losses import sigmoid_cross_entropy
 from ._softmax import SoftmaxStatistics, log_softmax, logsumexp, naive_softmax, softmax, softmax_statistics
 from ._statistics import TensorStatistics, tensor_statistics
@@ -36,6 +37,8 @@ __all__ = [
     "OPERATORS",
     "Activation",
     "AttentionStatistics",
+    "Sampled",
+    "Sampler",
     "Scale",
     "SoftmaxStatistics",
     "TensorStatistics",
@@ -44,6 +47,7 @@ __all__ = [
     "bilinear",
     "clamped_swiglu",
     "cross_entropy",
+    "distribution",
     "elu",
     "gated",
     "geglu",
@@ -63,6 +67,7 @@ __all__ = [
     "reglu",
     "relu",
     "relu2",
+    "sample",
     "scale_factor",
     "score_statistics",
     "sigmoid",
