@@ -83,6 +83,13 @@ def test_compiled(options: dict[str, Any]):
         torch.testing.assert_close(own, one, rtol=1e-6, atol=1e-6)
 
 
+def test_compiled_on_one_tensor_for_all():
+    x = torch.randn(1, 2, 6, 4, requires_grad=True)
+    compiled = torch.compile(lambda x: attention(x, x, x, softcap=3.0), backend="aot_eager", fullgraph=True)
+    found, exact = (torch.autograd.grad(f.sum(), x)[0] for f in (compiled(x), attention(x, x, x, softcap=3.0)))
+    torch.testing.assert_close(found, exact)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("to_mask", [False, True])
 def test_operators_are_registered_in_order(dtype: torch.dtype, to_mask: bool):

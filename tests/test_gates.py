@@ -144,6 +144,9 @@ def test_function_transforms_and_compilation(name: str):
     compiled = torch.compile(lambda g, v: f(g, v), fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x, u), f(x, u))
     assert torch.equal(gradients(compiled, torch.ones(5, 8), x, u)[0], gradients(f, torch.ones(5, 8), x, u)[0])
+    square = torch.compile(lambda g: f(g, g), fullgraph=True, backend="aot_eager")
+    both = gradients(square, torch.ones(5, 8), x), gradients(lambda g: f(g, g), torch.ones(5, 8), x)
+    assert torch.equal(both[0][0], both[1][0])
 
 
 @pytest.mark.parametrize("name", NAMES)

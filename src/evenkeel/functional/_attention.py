@@ -20,7 +20,7 @@ from ._attention_blockwise import (
 )
 from ._attention_dense import dense_attention
 from ._attention_options import Scale, check_sinks, check_softcap, check_value, checked, reach, scale_factor
-from ._operators import is_differentiated, operator
+from ._operators import apart, is_differentiated, operator
 
 
 def attention(
@@ -54,9 +54,9 @@ def attention(
     """
     given = tuple(tensor for tensor in (query, key, value, mask, sinks) if tensor is not None)
     if has_torch_function(given):
-        options: dict[str, Any] = {"scale": scale, "causal": causal, "mask": mask, "softcap": softcap, "sinks": sinks}
-        options |= {"window": window, "normalizer": normalizer}
-        return handle_torch_function(attention, given, query, key, value, **options)
+        named: dict[str, Any] = {"scale": scale, "causal": causal, "mask": mask, "softcap": softcap, "sinks": sinks}
+        named |= {"window": window, "normalizer": normalizer}
+        return handle_torch_function(attention, given, query, key, value, **named)
     mask = checked(query, key, mask)
     check_value(key, value)
     check_sinks(sinks, query.shape[1])
@@ -74,8 +74,11 @@ def attention(
         return F.scaled_dot_product_attention(query, key, value, bias, 0.0, causal, scale=factor, enable_gqa=grouped)
     if sinks is not None:
         sinks = sinks.expand(query.shape[:2])
-    run = _Attention.apply if is_differentiated(*given) else _attend
-    return run(query, key, value, mask, sinks, factor, softcap, before, after, normalizer == "sigmoid")[0]
+    tensors = query, key, value, mask, sinks
+    options = factor, softcap, before, after, normalizer == "sigmoid"
+    if is_differentiated(*given):
+        return _Attention.apply(*apart(*tensors), *options)[0]
+    return _attend(*tensors, *options)[0]
 
 
 def _is_fused(query: Tensor, value: Tensor, mask: Tensor | None) -> bool:

@@ -14,7 +14,7 @@ from ..reference.activations import SLOPES
 from ..reference.gates import GATES
 from ._activations import ACTIVATIONS
 from ._dtypes import widened_through
-from ._operators import batch_first, is_differentiated, operator
+from ._operators import apart, batch_first, is_differentiated, operator
 
 _LEAST = 2**14  # elements worth a thread
 
@@ -45,7 +45,7 @@ def gated(gate: Tensor, up: Tensor | None = None, activation: str = "silu") -> T
 def _apply(gate: Tensor, up: Tensor | None, name: str) -> Tensor:
     if up is None:
         return _Packed.apply(gate, name) if is_differentiated(gate) else _product(*_halves(gate), name)
-    return _Gated.apply(gate, up, name) if is_differentiated(gate, up) else _product(gate, up, name)
+    return _Gated.apply(*apart(gate, up), name) if is_differentiated(gate, up) else _product(gate, up, name)
 
 
 def glu(gate: Tensor, up: Tensor | None = None) -> Tensor:

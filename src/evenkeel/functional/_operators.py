@@ -76,6 +76,15 @@ def _only_the_kernel_sees(arguments: tuple[Any, ...]) -> bool:
     return True
 
 
+def apart(*tensors: Any) -> list[Any]:
+    """The same, with a view in place of a tensor that came before: torch.compile takes none twice."""
+    found: list[Any] = []
+    for item in tensors:
+        again = isinstance(item, torch.Tensor) and any(item is other for other in found)
+        found.append(item.view_as(item) if again else item)
+    return found
+
+
 def _is_lazy(tensor: torch.Tensor) -> bool:
     """Whether something is yet to be done to its memory, or it has none."""
     return tensor.is_neg() or tensor._is_zerotensor()
