@@ -166,6 +166,17 @@ def intrinsic(function: Callable[..., Any]) -> Any:
 
 
 @intrinsic
+def in_256_bits(typing: Any) -> Any:
+    """Ask for vectors of 256 bits at most in the function that calls it, where LLVM would choose 512."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        set.add(builder.function.attributes, '"prefer-vector-width"="256"')  # llvmlite's own add knows fewer names
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
 def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
     """a·b + c with one rounding."""
     return a(a, a, a), lambda context, builder, signature, values: builder.fma(*values)

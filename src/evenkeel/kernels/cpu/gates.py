@@ -16,7 +16,7 @@ from ._arithmetic import at_least, at_most
 from ._compile import inline, narrow, widen
 from ._spread import spread
 from ._threads import divided
-from .activations import FORMULAS, formula, identity, identity_slope
+from .activations import FORMULAS, formula, identity, identity_slope, vectors_for
 from .fast32 import FINE, Formula
 
 _LIMIT, _ONE, _ZERO = np.float32(7), np.float32(1), np.float32(0)
@@ -78,9 +78,11 @@ GATES = {name: _plain(name) for name in FORMULAS} | {"gelu": _gelu, "clamped_swi
 def forward(name: str, dtype: torch.dtype) -> Callable[..., None]:
     """The kernel (division, gate, up, out, strides, columns): out = f(gate)·up."""
     (value, _, _), factor, _ = GATES[name](dtype)
+    choose_vectors = vectors_for(name)
 
     @spread(name=f"{name}-{dtype}")
     def gated(start, stop, gate, up, out, strides, columns):
+        choose_vectors()
         width, rows = (columns, stop - start) if columns else (stop - start, 1)
         for row in range(start, start + rows):
             x = gate[row * strides[0] : row * strides[0] + width]
@@ -99,9 +101,11 @@ def backward(name: str, dtype: torch.dtype) -> Callable[..., None]:
     gate_gradient = gradient·up·f′(gate), up_gradient = gradient·f(gate).
     """
     (_, _, both), factor, factor_slope = GATES[name](dtype)
+    choose_vectors = vectors_for(name)
 
     @spread(name=f"{name}-{dtype}")
     def gated_backward(start, stop, gradient, gate, up, gate_gradient, up_gradient, strides, columns):
+        choose_vectors()
         width, rows = (columns, stop - start) if columns else (stop - start, 1)
         for row in range(start, start + rows):
             g = gradient[row * strides[0] : row * strides[0] + width]
