@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 from transformers.generation import logits_process as warpers
 
 from evenkeel.errors import UsageError
@@ -90,6 +91,18 @@ def test_filters_are_those_of_transformers(warper: Any, options: dict[str, Any])
     assert torch.allclose(ours.float(), theirs, atol=1e-6)
 
 
+def test_all_filters_together_are_those_of_transformers_in_its_order():
+    logits = 2 * torch.randn(40, 200)
+    options: dict[str, Any] = {"temperature": 0.8, "top_k": 60, "top_p": 0.9, "min_p": 0.02, "typical_p": 0.8}
+    model: Any = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=4, n_head=1, vocab_size=200))
+    config = GenerationConfig(do_sample=True, **options)
+    theirs: Any = model._get_logits_processor(config, input_ids_seq_length=1)
+    wanted = theirs(torch.zeros(40, 1, dtype=torch.long), logits.clone()).softmax(-1)
+    found = distribution(logits, **options)
+    assert torch.equal(found > 0, wanted > 0)
+    assert torch.allclose(found.float(), wanted, atol=1e-6)
+
+
 def test_penalties():
     logits = torch.randn(2, 10)
     previous = torch.tensor([[3, 3, 4, -1], [0, 1, 2, 3]])
@@ -102,6 +115,13 @@ def test_penalties():
     assert torch.allclose(found[0], exact.softmax(-1))
     biased = logits[0].double() + torch.tensor([0, 0, 5.0, 0, 0, 0, 0, 0, 0, -math.inf])
     assert torch.allclose(distribution(logits[0], logit_bias={2: 5.0, 9: -math.inf}), biased.softmax(-1))
+
+
+@pytest.mark.parametrize("temperature", (1e-320, 1e-30, 1e30))
+def test_no_temperature_overflows(temperature: float):
+    p = distribution(torch.tensor([5.0, 9.0, 9.0, -1e30]), temperature=temperature)
+    few = [0, 0.5, 0.5, 0] if temperature < 1 else [1 / (3 + 1 / math.e)] * 3
+    assert p.tolist()[: len(few)] == pytest.approx(few)
 
 
 def test_infinite_logits_and_ties():
@@ -191,6 +211,8 @@ def test_tails_are_reached(monkeypatch: pytest.MonkeyPatch):
         (lambda: sample(torch.zeros(2, 3), previous=torch.ones(3, 1, dtype=torch.long)), r"\(2, 'n'\)"),
         (lambda: sample(torch.zeros(3), previous=torch.tensor([3])), "there are 3 tokens"),
         (lambda: sample(torch.zeros(3), logit_bias={7: 1.0}), "token 7"),
+        (lambda: sample(torch.zeros(3), logit_bias={0: 1.0, -2: 1.0}), "token -2"),
+        (lambda: distribution(torch.zeros(1), logit_bias={0: -math.inf}), "after penalties and bias is −inf"),
         (lambda: sample(torch.zeros(3), seeds=1, generator=torch.Generator()), "give one of them"),
     ],
 )

@@ -64,8 +64,8 @@ _RANGES = {
     "top_n_sigma": (0, math.inf),
     "epsilon": (0, 1),
     "repetition_penalty": (1e-30, 1e30),
-    "presence_penalty": (-math.inf, math.inf),
-    "frequency_penalty": (-math.inf, math.inf),
+    "presence_penalty": (-1e30, 1e30),
+    "frequency_penalty": (-1e30, 1e30),
 }
 
 
@@ -146,11 +146,14 @@ def _drawn(
 
 def _scores(logits: Tensor, sampler: Sampler, previous: Tensor | None) -> Tensor:
     """float64 scores (rows, V) after penalties, bias, temperature and filters; −inf is out."""
-    _check(logits)
+    if not logits.is_floating_point() or logits.dim() == 0 or logits.shape[-1] == 0:
+        raise UsageError(f"logits are {tuple(logits.shape)} in {logits.dtype}; give floating (..., V) with V > 0")
+    _check_rows(logits.detach().reshape(-1, logits.shape[-1]), "the logits")
     scores = logits.detach().reshape(-1, logits.shape[-1]).double()
     peaks = scores == torch.inf
     scores = torch.where(peaks.any(-1, keepdim=True), torch.where(peaks, 0.0, -torch.inf), scores)
     scores = _penalized(scores, logits.shape, sampler, previous)
+    _check_rows(scores, "the logits after penalties and bias")
     for step in ORDERS[sampler.order]:
         value = _per_row(getattr(sampler, step), logits)
         if step == "temperature" or not torch.all(value == _NOTHING[step]):
@@ -158,15 +161,12 @@ def _scores(logits: Tensor, sampler: Sampler, previous: Tensor | None) -> Tensor
     return scores
 
 
-def _check(logits: Tensor) -> None:
-    """Raises UsageError for logits that no token can be chosen from, naming the first such row."""
-    if not logits.is_floating_point() or logits.dim() == 0 or logits.shape[-1] == 0:
-        raise UsageError(f"logits are {tuple(logits.shape)} in {logits.dtype}; give floating (..., V) with V > 0")
-    rows = logits.detach().reshape(-1, logits.shape[-1])
+def _check_rows(rows: Tensor, of: str) -> None:
+    """Raises UsageError for a row (of so many) that no token can be chosen from, naming the first."""
     for wrong, what in ((rows.isnan().any(-1), "holds NaN"), ((rows == -torch.inf).all(-1), "is −inf throughout")):
         if bool(wrong.any()):
             row = int(wrong.nonzero()[0])
-            raise UsageError(f"row {row} of the logits {what}; a token needs one number above −inf and no NaN")
+            raise UsageError(f"row {row} of {of} {what}; a token needs one number above −inf and no NaN")
 
 
 def _per_row(value: PerRow | int, logits: Tensor) -> Tensor:
@@ -201,8 +201,8 @@ def _penalized(scores: Tensor, shape: torch.Size, sampler: Sampler, previous: Te
         scores = torch.where(counts > 0, divided - presence - frequency * counts, scores)
     if sampler.logit_bias:
         tokens, added = zip(*sampler.logit_bias.items(), strict=True)
-        if not 0 <= min(tokens) <= max(tokens) < shape[-1]:
-            raise UsageError(f"logit_bias names token {max(tokens)}, but there are {shape[-1]} tokens")
+        if wrong := [token for token in tokens if not 0 <= token < shape[-1]]:
+            raise UsageError(f"logit_bias names token {wrong[0]}, but there are {shape[-1]} tokens")
         scores = scores.index_add(
             1,
             torch.tensor(tokens, device=scores.device),
@@ -226,7 +226,8 @@ def _first(scores: Tensor) -> Tensor:
 
 def _heat(scores: Tensor, temperature: Tensor) -> Tensor:
     cold = temperature == 0
-    return torch.where(cold, _only(scores, _first(scores)), scores / torch.where(cold, 1, temperature))
+    below = scores - scores.amax(-1, keepdim=True)  # so that no temperature overflows
+    return torch.where(cold, _only(scores, _first(scores)), below / torch.where(cold, 1, temperature))
 
 
 def _top_k(scores: Tensor, k: Tensor) -> Tensor:
