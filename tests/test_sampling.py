@@ -1,4 +1,4 @@
-"""Sampling against the sort oracle, against transformers, against Philox as published, and against chance."""
+"""Which tokens sampling leaves, and with what probability: against the sort oracle, and against transformers."""
 
 from __future__ import annotations
 
@@ -7,30 +7,33 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sampling_cases import (
+    CLOSE,
+    DTYPES,
+    EDGES,
+    FINITE,
+    KINDS,
+    KNIFE_EDGE,
+    PENALTIES,
+    VANISHING,
+    Case,
+    as_given,
+    assert_as_defined,
+    cases,
+    close_case,
+    close_cases,
+    either_way,
+    logits_of,
+    options_of,
+)
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 from transformers.generation import logits_process as warpers
 
 from evenkeel.errors import UsageError
 from evenkeel.functional import Sampler, distribution, sample
-from evenkeel.functional import _sampling as sampling
-from evenkeel.functional._uniforms import philox, uniforms
 from evenkeel.reference import sampling as reference
-
-NUMBERS = st.one_of(st.integers(-4, 4).map(float), st.floats(-30, 30, width=32), st.just(-math.inf))
-OPTIONS = st.fixed_dictionaries(
-    {},
-    optional={
-        "temperature": st.one_of(st.just(0.0), st.floats(0.05, 5)),
-        "top_k": st.integers(0, 50),
-        "top_p": st.one_of(st.sampled_from((0.0, 1.0)), st.floats(0, 1)),
-        "min_p": st.floats(0, 1),
-        "typical_p": st.floats(0.01, 1),
-        "top_n_sigma": st.floats(0, 4),
-        "epsilon": st.floats(0, 1),
-    },
-)
 
 
 @pytest.fixture(autouse=True)
@@ -38,38 +41,204 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-@given(
-    rows=st.lists(st.lists(NUMBERS, min_size=7, max_size=7), min_size=1, max_size=3),
-    options=OPTIONS,
-    order=st.sampled_from(tuple(reference.ORDERS)),
-)
+def assert_rows_as_defined(case: Case, exact: list[reference.Row], **given: Any) -> None:
+    """Assert that distribution and sample leave what is left by definition, but for what stands on a knife edge."""
+    clear = [row for row, left in enumerate(exact) if left.margin > KNIFE_EDGE]
+    assume(clear)
+    for _ in either_way():
+        found = distribution(case.logits, order=case.order, **case.given, **given)
+        drawn = sample(case.logits, order=case.order, seeds=3, return_logprobs=True, **case.given, **given)
+        assert drawn.logprobs is not None
+        for row in clear:
+            assert_as_defined(found[row], exact[row])
+            assert (found[row] > VANISHING).sum() <= drawn.support[row] <= len(exact[row].tokens)
+            assert math.isclose(drawn.logprobs[row], math.log(found[row, drawn.tokens[row]]), abs_tol=5e-7)
+
+
+@given(case=cases())
+@settings(max_examples=800, deadline=None)
+def test_what_is_left_is_what_a_sort_leaves(case: Case):
+    exact = [reference.filtered(logits, case.order, **case.of_row(row)) for row, logits in enumerate(case.logits)]
+    assert_rows_as_defined(case, exact)
+
+
+@given(case=close_cases())
 @settings(max_examples=400, deadline=None)
-def test_what_is_left_is_what_a_sort_leaves(rows: list[list[float]], options: dict[str, Any], order: str):
-    rows = [row if max(row) > -math.inf else [0.0, *row[1:]] for row in rows]
-    logits = torch.tensor(rows)
-    exact = torch.stack([reference.distribution(row, order, **options) for row in logits])
-    found = distribution(logits, order=order, **options)
-    assert torch.equal(found > 0, exact > 0)
-    assert torch.allclose(found, exact, rtol=1e-12, atol=0)
-    drawn = sample(logits, seeds=1, order=order, return_logprobs=True, **options)
-    assert drawn.support.tolist() == (exact > 0).sum(-1).tolist()
-    assert drawn.logprobs is not None
-    assert torch.allclose(drawn.logprobs, exact.log().gather(-1, drawn.tokens[:, None]).squeeze(-1), atol=1e-12)
+def test_what_is_left_where_decisions_are_close(case: Case):
+    assert_rows_as_defined(case, [reference.filtered(case.logits[0], case.order, **case.options)])
 
 
-def test_every_option_may_differ_by_row():
-    logits = torch.randn(4, 30)
+@given(case=cases(FINITE, 200), data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_penalties_and_bias_come_first_and_are_rounded(case: Case, data: st.DataObject):
+    rows, count = case.logits.shape
+    tokens = st.lists(st.integers(-1, count - 1), min_size=5, max_size=5)
+    previous = data.draw(st.lists(tokens, min_size=rows, max_size=rows), "previous")
+    bias = data.draw(st.dictionaries(st.integers(0, count - 1), st.floats(-5, 5, width=32), max_size=3), "bias")
+    charged = data.draw(options_of(PENALTIES, rows), "penalties")
+    exact = []
+    for row, logits in enumerate(case.logits):
+        values = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+        values |= case._replace(options=charged).of_row(row)
+        before = [token for token in previous[row] if token >= 0]
+        scores = reference.biased(reference.penalized(logits, before, *values.values()), bias)
+        assume(scores.max() > -math.inf)
+        exact.append(reference.filtered(scores, case.order, **case.of_row(row)))
+    assert_rows_as_defined(case, exact, previous=torch.tensor(previous), logit_bias=bias, **as_given(charged))
+
+
+ENDS: tuple[dict[str, Any], ...] = (
+    {"temperature": 0.0},
+    {"temperature": 1e-3},
+    {"temperature": 1e4},
+    {"top_k": 1},
+    {"top_k": 36},
+    {"top_k": 37},
+    {"top_k": 100, "temperature": 3.0},
+    {"top_p": 0.0},
+    {"top_p": 1 - 2**-53},
+    {"top_p": 1.0},
+    {"min_p": 1.0},
+    {"min_p": 1e-30},
+    {"typical_p": 0.0},
+    {"typical_p": 1.0},
+    {"top_n_sigma": 0.0},
+    {"top_n_sigma": math.inf},
+    {"epsilon": 1.0},
+    {"epsilon": 1e-30},
+    {"temperature": 0.0, "top_k": 3, "typical_p": 0.5},
+)
+
+
+@pytest.mark.parametrize("order", reference.ORDERS)
+@pytest.mark.parametrize("options", ENDS, ids=str)
+def test_every_kind_of_logits_at_the_ends_of_every_option(options: dict[str, Any], order: Any):
+    compared = 0
+    for dtype in DTYPES:
+        logits = logits_of(tuple(KINDS), 37, dtype, 0)
+        found = distribution(logits, order=order, **options)
+        for row, numbers in enumerate(logits):
+            exact = reference.filtered(numbers, order, **options)
+            if exact.margin > KNIFE_EDGE:
+                compared += 1
+                assert_as_defined(found[row], exact)
+    assert compared > len(DTYPES) * len(KINDS) / 3
+
+
+@pytest.mark.parametrize(
+    ("count", "dtype", "options"),
+    [
+        (32_768, torch.float32, {"temperature": 0.8, "top_p": 0.9}),
+        (50_257, torch.bfloat16, {"top_k": 1000, "min_p": 1e-4, "order": "llama.cpp"}),
+        (20_001, torch.float16, {"temperature": 1.3, "typical_p": 0.9}),
+        (60_001, torch.float32, {"top_n_sigma": 1.5, "epsilon": 1e-5}),
+    ],
+)
+def test_large_vocabularies(count: int, dtype: torch.dtype, options: dict[str, Any]):
+    logits = logits_of(("normal", "heavy head", "peaked", "ascending", "high stripes", "low stripes"), count, dtype, 1)
+    found = distribution(logits, **options)
+    for row, numbers in enumerate(logits):
+        exact = reference.filtered(numbers, **options)
+        assert exact.margin > KNIFE_EDGE
+        assert_as_defined(found[row], exact)
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_close_decisions_for_every_kind_of_logits(name: str):
+    compared = 0
+    for kind in CLOSE:
+        for count in (50, 1500):
+            logits = logits_of((kind,), count, torch.float32, 0)
+            for shift in (1e-8, -1e-8, 1e-10, -1e-10, 1e-12, -1e-12):
+                case = close_case(logits, 1.0, name, 0.3, shift)
+                exact = reference.filtered(logits[0], **case.options)
+                if exact.margin > KNIFE_EDGE:
+                    compared += 1
+                    assert_rows_as_defined(case, [exact])
+    assert compared > 50
+
+
+@pytest.mark.parametrize("shift", (1e-9, -1e-9, 1e-12, -1e-12))
+@pytest.mark.parametrize("name", EDGES)
+def test_close_decisions_in_large_vocabularies(name: str, shift: float):
+    case = close_case(logits_of(("normal",), 40_000, torch.float32, 2), 0.8, name, 0.01, shift)
+    exact = reference.filtered(case.logits[0], **case.options)
+    assert KNIFE_EDGE < exact.margin < 1e-6
+    assert_rows_as_defined(case, [exact])
+
+
+@pytest.mark.parametrize("order", reference.ORDERS)
+def test_every_option_may_differ_by_row(order: Any):
     values: dict[str, Any] = {
-        "temperature": (0.0, 0.5, 1.0, 2.0),
-        "top_k": (0, 5, 1, 100),
-        "top_p": (0.9, 0.5, 1.0, 0.0),
-        "min_p": (0.0, 0.1, 0.01, 0.0),
+        "temperature": [0.0, 0.5, 1.0, 2.0, 1.1, 1.0, 0.9],
+        "top_k": [0, 5, 1, 100, 20, 0, 0],
+        "top_p": [0.9, 0.99, 1.0, 0.0, 0.95, 1.0, 1.0],
+        "min_p": [0.0, 0.001, 0.01, 0.0, 0.001, 0.01, 0.0],
+        "typical_p": [1.0, 1.0, 0.5, 0.7, 0.9, 1.0, 0.4],
+        "top_n_sigma": [math.inf, 3.0, 2.0, math.inf, 1.5, 1.5, 2.5],
+        "epsilon": [0.0, 0.01, 0.0, 0.5, 0.001, 0.0, 0.02],
     }
-    columns: dict[str, Any] = {name: torch.tensor(row, dtype=torch.float64) for name, row in values.items()}
-    together = distribution(logits, Sampler(**columns))
-    for row in range(4):
-        alone = distribution(logits[row], Sampler(**{name: numbers[row] for name, numbers in values.items()}))
-        assert torch.allclose(together[row], alone, rtol=1e-12)
+    case = Case(3 * torch.randn(7, 30), order, values)
+    exact = [reference.filtered(logits, order, **case.of_row(row)) for row, logits in enumerate(case.logits)]
+    assert min(row.margin for row in exact) > KNIFE_EDGE
+    assert len({len(row.tokens) for row in exact}) > 2
+    assert_rows_as_defined(case, exact)
+    in_two_dimensions = {name: value[:6].view(2, 3) for name, value in case.given.items()}
+    assert torch.equal(
+        distribution(case.logits[:6].view(2, 3, 30), Sampler(order=order, **in_two_dimensions)).view(6, 30),
+        distribution(case.logits, Sampler(order=order, **case.given))[:6],
+    )
+
+
+def kept(logits: Any, **options: Any) -> list[int]:
+    """The numbers of the tokens that are left."""
+    logits = torch.as_tensor(logits)
+    found = distribution(logits, **options)
+    assert int(sample(logits, seeds=0, **options).support) == int((found > 0).sum())
+    return found.nonzero().flatten().tolist()
+
+
+def test_a_mass_that_is_exactly_reached_is_enough():
+    """Of equal logits all weights are exactly 1, so that nothing is rounded."""
+    for eighths in range(1, 9):
+        assert kept([0.25] * 16, top_p=eighths / 8) == list(range(2 * eighths))
+        assert kept([0.25] * 16, typical_p=eighths / 8) == list(range(2 * eighths))
+    assert kept([0.25] * 16, top_p=math.nextafter(0.5, 1)) == list(range(9))
+    assert kept([-1.0] * 4, epsilon=0.25) == [0, 1, 2, 3]
+    assert kept([-1.0] * 4, epsilon=math.nextafter(0.25, 1)) == [0]
+    assert kept([2.0, 2.0, 1.0], min_p=1.0) == [0, 1]
+    assert kept([0.0, 1.0, 1.0, 1.0, -1.0, 0.0], top_k=2) == [1, 2]
+    assert kept([1.0, 3.0, 1.0, 3.0], top_n_sigma=2.0) == [0, 1, 2, 3]
+    assert kept([1.0, 3.0, 1.0, 3.0], top_n_sigma=math.nextafter(2, 0)) == [1, 3]
+
+
+@pytest.mark.parametrize("temperature", (0.5, 2.0, 3.0, 1e4))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_temperature_changes_no_order(temperature: float, dtype: torch.dtype):
+    """Divided, and even less the largest, the first two are the same number."""
+    logits = torch.tensor([1e-20, 2e-20, 1.0], dtype=dtype)
+    assert kept(logits, temperature=temperature, top_k=2) == [1, 2]
+    assert kept(logits, top_k=2, temperature=temperature, order="llama.cpp") == [1, 2]
+    assert kept(logits, temperature=temperature, top_p=0.85 if temperature < 1 else 0.6) == [1, 2]
+    nearly = torch.tensor([1.0, 1 + torch.finfo(dtype).eps], dtype=dtype)
+    assert kept(nearly, temperature=temperature, top_k=1) == [1]
+    assert int(sample(nearly, temperature=0).tokens) == 1
+
+
+def test_a_penalty_is_rounded_to_the_precision_of_the_logits():
+    """3.9 in float32 is more than 3.9, and over 1.3 more than 3, but by less than float32 can tell; float64 can."""
+    logits = torch.tensor([3.0, 3.9])
+    options: dict[str, Any] = {"previous": torch.tensor([1]), "repetition_penalty": 1.3, "top_k": 1}
+    assert kept(logits, **options) == [0]
+    assert kept(logits.double(), **options) == [1]
+    half = torch.tensor(
+        [3.0, 3.900390625], dtype=torch.float16
+    )  # its own neighbours are 2^-9 apart: it goes to float32
+    assert kept(half, **options) == [1]
+    added = {"logit_bias": {0: 1e-8}, "top_k": 1}
+    assert kept(torch.tensor([1.0, 1.0 + 2**-23]), **added) == [1]
+    assert kept(torch.tensor([1.0, 1.0], dtype=torch.float64), logit_bias={1: 1e-8}, top_k=1) == [1]
+    assert kept(torch.tensor([1.0, 1.0]), logit_bias={1: 1e-8}, top_k=1) == [0]
 
 
 @pytest.mark.parametrize(
@@ -111,10 +280,16 @@ def test_penalties():
     ours = distribution(logits, previous=previous, repetition_penalty=1.3)
     assert torch.allclose(ours[1:].float(), theirs.softmax(-1))
     exact = reference.penalized(logits[0], [3, 3, 4], 1.3, 0.4, 0.2)
+    by_hand = logits[0].double()
+    for token, count in ((3, 2), (4, 1)):
+        score = by_hand[token].clone()
+        by_hand[token] = (score / 1.3 if score > 0 else score * 1.3) - (0.4 + 0.2 * count)
+    assert torch.equal(exact, by_hand.float())
     found = distribution(logits, previous=previous, repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.2)
-    assert torch.allclose(found[0], exact.softmax(-1))
+    assert torch.allclose(found[0], exact.double().softmax(-1), rtol=1e-12)
     biased = logits[0].double() + torch.tensor([0, 0, 5.0, 0, 0, 0, 0, 0, 0, -math.inf])
-    assert torch.allclose(distribution(logits[0], logit_bias={2: 5.0, 9: -math.inf}), biased.softmax(-1))
+    found = distribution(logits[0], logit_bias={2: 5.0, 9: -math.inf})
+    assert torch.allclose(found, biased.float().double().softmax(-1), rtol=1e-12)
 
 
 @pytest.mark.parametrize("temperature", (1e-320, 1e-30, 1e30))
@@ -132,70 +307,23 @@ def test_infinite_logits_and_ties():
     assert (distribution(logits, top_k=2) > 0).tolist()[1] == [True, True, False, False]
     assert sample(logits, temperature=0).tokens.tolist() == [1, 0, 1]
     assert sample(logits, seeds=5).support.tolist() == [2, 4, 1]
+    lowest = torch.tensor([torch.finfo(torch.float64).min, 0.0], dtype=torch.float64)
+    assert distribution(lowest, top_n_sigma=0.0).tolist() == [0, 1]
 
 
-def by_hand(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, ...]:
-    """Philox 4×32-10 in Python's integers, as in the paper's figure."""
-    for _ in range(10):
-        one, two = counter[0] * 0xD2511F53, counter[2] * 0xCD9E8D57
-        counter = (
-            two >> 32 ^ counter[1] ^ key[0],
-            two & 0xFFFFFFFF,
-            one >> 32 ^ counter[3] ^ key[1],
-            one & 0xFFFFFFFF,
-        )
-        key = ((key[0] + 0x9E3779B9) & 0xFFFFFFFF, (key[1] + 0xBB67AE85) & 0xFFFFFFFF)
-    return counter
-
-
-@given(seed=st.integers(-(2**63), 2**63 - 1), position=st.integers(-(2**63), 2**63 - 1))
-def test_random_words_are_those_of_philox(seed: int, position: int):
-    words = philox(torch.tensor([seed]), torch.tensor([position]))
-    low = 0xFFFFFFFF
-    exact = by_hand((position & low, position >> 32 & low, 0, 0), (seed & low, seed >> 32 & low))
-    assert tuple(int(word) for word in words) == exact
-    assert 0 < float(uniforms(torch.tensor([seed]), torch.tensor([position]))) < 1
-
-
-def test_the_published_words():
-    """The first known answer of Random123's kat_vectors: counter and key of zeros."""
-    zero = torch.zeros(1, dtype=torch.int64)
-    assert [hex(int(word)) for word in philox(zero, zero)] == ["0x6627e8d5", "0xe169c58d", "0xbc57ac4c", "0x9b00dbd8"]
-
-
-def test_a_rows_token_is_its_own():
-    logits, seeds = torch.randn(50, 40), torch.arange(50)
-    together = sample(logits, seeds=seeds, position=7, temperature=1.5).tokens
-    alone = [sample(logits[row], seeds=int(seeds[row]), position=7, temperature=1.5).tokens.item() for row in range(50)]
-    assert together.tolist() == alone
-    assert together.tolist() != sample(logits, seeds=seeds, position=8, temperature=1.5).tokens.tolist()
-    again = [torch.Generator().manual_seed(3) for _ in range(2)]
-    first, second = (sample(logits, generator=one).tokens for one in again)
-    assert torch.equal(first, second)
-
-
-@pytest.mark.parametrize("options", ({}, {"temperature": 0.7, "top_p": 0.8}, {"top_k": 4, "order": "llama.cpp"}))
-def test_frequencies_are_the_probabilities(options: dict[str, Any]):
-    """A G-test on 100,000 draws, whose statistic is χ² of support − 1 degrees; the bound is six deviations above."""
-    logits, draws = torch.randn(12), 100_000
-    p = distribution(logits, **options)
-    tokens = sample(logits.expand(draws, -1), seeds=11, position=torch.arange(draws), **options).tokens
-    counts = torch.bincount(tokens, minlength=12).double()
-    assert (counts[p == 0] == 0).all()
-    freedom = int((p > 0).sum()) - 1
-    g = 2 * torch.xlogy(counts, counts / (draws * p).clamp(min=1e-300)).sum().item()
-    assert g < freedom + 6 * math.sqrt(2 * freedom)
-
-
-def test_tails_are_reached(monkeypatch: pytest.MonkeyPatch):
-    """A token of probability 2^-40 behind 131,071 others gets the last 2^-40 of the uniform numbers."""
-    logits = torch.zeros(2**17, dtype=torch.float64)
-    logits[-1] = -23 * math.log(2)
-    share = float(distribution(logits)[-1])
-    assert share == pytest.approx(2.0**-40, rel=1e-4)
-    for number, token in ((1 - share / 2, 2**17 - 1), (1 - share * 2, 2**17 - 2)):
-        monkeypatch.setattr(sampling, "_drawn", lambda *_, number=number: torch.tensor([number], dtype=torch.float64))
-        assert int(sample(logits).tokens) == token
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("place", (0, 77, 999))
+@pytest.mark.parametrize(
+    ("number", "what"), [(math.nan, "holds NaN"), (-math.nan, "holds NaN"), (-math.inf, "is −inf")]
+)
+def test_a_row_without_a_token_is_named(dtype: torch.dtype, place: int, number: float, what: str):
+    logits = torch.randn(5, 1000).to(dtype)
+    logits[3, place if math.isnan(number) else slice(None)] = number
+    for call in (sample, distribution):
+        for sampler in (None, Sampler(temperature=0.0), Sampler(temperature=0.8, top_p=0.9)):
+            with pytest.raises(UsageError, match=f"row 3 of the logits {what}"):
+                call(logits, sampler)
+    assert sample(logits[:3], temperature=0.8, top_p=0.9).tokens.shape == (3,)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +337,7 @@ def test_tails_are_reached(monkeypatch: pytest.MonkeyPatch):
         (lambda: Sampler(order="vllm"), "'transformers', 'llama.cpp'"),  # pyright: ignore[reportArgumentType]
         (lambda: sample(torch.zeros(2, 3), top_p=torch.ones(3)), r"one for each row: \(2,\)"),
         (lambda: sample(torch.zeros(2, 3), previous=torch.ones(3, 1, dtype=torch.long)), r"\(2, 'n'\)"),
-        (lambda: sample(torch.zeros(3), previous=torch.tensor([3])), "there are 3 tokens"),
+        (lambda: sample(torch.zeros(3), previous=torch.tensor([3]), presence_penalty=1.0), "there are 3 tokens"),
         (lambda: sample(torch.zeros(3), logit_bias={7: 1.0}), "token 7"),
         (lambda: sample(torch.zeros(3), logit_bias={0: 1.0, -2: 1.0}), "token -2"),
         (lambda: distribution(torch.zeros(1), logit_bias={0: -math.inf}), "after penalties and bias is −inf"),
@@ -219,31 +347,3 @@ def test_tails_are_reached(monkeypatch: pytest.MonkeyPatch):
 def test_errors_say_what_to_give(call: Any, message: str):
     with pytest.raises(UsageError, match=message):
         call()
-
-
-FEW, MANY = [0.0, 1.0, 1.0, 1.0, -1.0, 0.12], [3.7] + [0.0] * 60
-
-
-@pytest.mark.parametrize(
-    ("row", "options", "wrong"),
-    [
-        (FEW, {"top_p": 0.5}, lambda scores, p: sampling._only(scores, scores.softmax(-1).cumsum(-1) <= p)),
-        (FEW, {"top_k": 2}, lambda scores, k: sampling._only(scores, scores >= scores.topk(int(k)).values[:, -1:])),
-        (FEW, {"min_p": 0.5}, lambda scores, share: sampling._only(scores, scores.softmax(-1) >= share)),
-        (MANY, {"typical_p": 0.5}, sampling._top_p),
-        (
-            FEW,
-            {"top_n_sigma": 1.15},
-            lambda scores, n: sampling._only(scores, scores >= scores.amax() - n * scores.std()),
-        ),
-    ],
-)
-def test_wrong_variants_would_be_caught(
-    row: list[float], options: dict[str, Any], wrong: Any, monkeypatch: pytest.MonkeyPatch
-):
-    """No order, ties kept, a share of the whole, another order, the sample's deviation: each leaves something else."""
-    logits = torch.tensor([row])
-    exact = reference.distribution(logits[0], **options) > 0
-    assert torch.equal(distribution(logits, **options)[0] > 0, exact)
-    monkeypatch.setitem(sampling._STEPS, next(iter(options)), wrong)
-    assert not torch.equal(distribution(logits, **options)[0] > 0, exact)

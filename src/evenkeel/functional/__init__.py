@@ -26,7 +26,8 @@ from ._gates import bilinear, clamped_swiglu, gated, geglu, geglu_tanh, glu, reg
 from ._linear_losses import linear_cross_entropy
 from ._losses import cross_entropy
 from ._operators import OPERATORS
-from ._sampling import Sampled, Sampler, distribution, sample
+from ._sampler import Sampler
+from ._sampling import Sampled, distribution, sample
 from ._sigmoid_losses import sigmoid_cross_entropy
 from ._softmax import SoftmaxStatistics, log_softmax, logsumexp, naive_softmax, softmax, softmax_statistics
 from ._statistics import TensorStatistics, tensor_statistics

@@ -1,14 +1,19 @@
-"""Sampling's filters by definition: a sort of the whole vocabulary, in float64, one row at a time; the oracle.
+"""Sampling by definition: a sort of the whole vocabulary, one row at a time, slow and obvious; the oracle.
 
-Tokens are ordered by score, which is by probability, the largest first, and equal ones by their number. Every filter
-looks at the probabilities that the one before it has left, and keeps at least one token. Sums are exactly rounded
-(math.fsum), so that a prefix's mass is compared with what is asked for in float64 and nothing coarser.
+Tokens stand in the order of their logits after penalties and bias, the largest first, and equal ones by their number;
+temperature does not change the order. Every filter looks at the probabilities that the one before it has left, and
+keeps at least one token. A weight e^((logit − largest) / temperature) is a float64 number, and what follows from it is
+exact: every float64 number is a multiple of 2^-1074, so sums and comparisons are those of integers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -21,81 +26,132 @@ ORDERS = {
 
 
 def penalized(logits: Tensor, previous: Sequence[int], repetition: float, presence: float, frequency: float) -> Tensor:
-    """Logits (V,) less what tokens that came before are charged."""
+    """Logits (V,) less what tokens that came before are charged: in float64, rounded once to the logits' precision."""
     scores = logits.double().clone()
     for token in set(previous):
-        count = sum(1 for other in previous if other == token)
-        scores[token] = scores[token] / repetition if scores[token] > 0 else scores[token] * repetition
-        scores[token] -= presence + frequency * count
-    return scores
+        count = sum(other == token for other in previous)
+        score = scores[token] / repetition if scores[token] > 0 else scores[token] * repetition
+        scores[token] = score - (presence + frequency * count)
+    return _rounded(scores, logits)
 
 
-def softmax(scores: Tensor) -> Tensor:
-    """Probabilities of scores (V,), of which one is finite."""
-    return _weights(scores) / math.fsum(_weights(scores).tolist())
+def biased(logits: Tensor, bias: Mapping[int, float]) -> Tensor:
+    """Logits (V,) with something added to some of them: in float64, rounded once to the logits' precision."""
+    scores = logits.double().clone()
+    for token, added in bias.items():
+        scores[token] += added
+    return _rounded(scores, logits)
 
 
-def _weights(scores: Tensor) -> Tensor:
-    return torch.exp(scores - scores.max())
+def _rounded(scores: Tensor, logits: Tensor) -> Tensor:
+    """The precision of float64 logits is their own, that of all others is float32."""
+    return scores if logits.dtype == torch.float64 else scores.float()
 
 
-def ranked(scores: Tensor) -> list[int]:
-    """Tokens by score, the largest first, equal ones by number."""
-    return sorted(range(len(scores)), key=lambda token: (-scores[token].item(), token))
+@dataclass(frozen=True)
+class Row:
+    """What is left of a vocabulary.
+
+    tokens: in order. logits: of those tokens. temperature: what they are divided by. margin: how near the closest
+    decision came to falling the other way, as a share of what was compared; where it is about 1e-14 or less, weights
+    rounded in another way may decide otherwise.
+    """
+
+    tokens: list[int]
+    logits: list[float]
+    temperature: float = 1.0
+    margin: float = math.inf
+
+    def weights(self) -> list[float]:
+        """e^((logit − largest) / temperature) of each token."""
+        return [math.exp((logit - self.logits[0]) / self.temperature) for logit in self.logits]
+
+    def only(self, places: Iterable[int], margin: float = math.inf) -> Row:
+        """The tokens in some places of the order."""
+        kept = sorted(places)
+        tokens, logits = ([items[place] for place in kept] for items in (self.tokens, self.logits))
+        return replace(self, tokens=tokens, logits=logits, margin=min(self.margin, margin))
 
 
-def top_k(scores: Tensor, k: int) -> set[int]:
-    """The k tokens that come first; all of them for 0."""
-    return set(ranked(scores)[: int(k) or len(scores)])
+def ranked(logits: Tensor) -> Row:
+    """The possible tokens of logits (V,) in order: those above −inf, or, where some are at +inf, these, all alike."""
+    numbers = logits.tolist()
+    if math.inf in numbers:
+        numbers = [0.0 if number == math.inf else -math.inf for number in numbers]
+    possible = (token for token, number in enumerate(numbers) if number > -math.inf)
+    order = sorted(possible, key=lambda token: (-numbers[token], token))
+    return Row(order, [numbers[token] for token in order])
 
 
-def top_p(scores: Tensor, p: float) -> set[int]:
-    """The shortest prefix whose mass reaches p of the whole; one token for p = 0, all possible ones for p = 1."""
-    return _prefix(scores, ranked(scores), p)
+def temperature(row: Row, value: float) -> Row:
+    """Logits divided by a temperature; for 0 the first token alone."""
+    return row.only([0]) if value == 0 else replace(row, temperature=value)
 
 
-def min_p(scores: Tensor, share: float) -> set[int]:
+def top_k(row: Row, k: int) -> Row:
+    """The first k tokens; all of them for 0."""
+    return row.only(range(min(int(k) or len(row.tokens), len(row.tokens))))
+
+
+def top_p(row: Row, p: float) -> Row:
+    """The shortest prefix whose mass reaches p of the whole; one token for p = 0, all of them for p = 1."""
+    length, margin = _shortest(_exact(row.weights()), p)
+    return row.only(range(length), margin)
+
+
+def min_p(row: Row, share: float) -> Row:
     """Tokens of at least a share of the largest probability."""
-    return {token for token, weight in enumerate(_weights(scores).tolist()) if weight >= share}
+    weights = row.weights()
+    below = [weight for weight, logit in zip(weights, row.logits, strict=True) if logit < row.logits[0]]
+    margin = min((abs(weight / share - 1) for weight in below), default=math.inf) if share else math.inf
+    return row.only((place for place, weight in enumerate(weights) if weight >= share), margin)
 
 
-def typical_p(scores: Tensor, p: float) -> set[int]:
-    """The shortest prefix whose mass reaches p, of tokens by how far −log p lies from the entropy, then by rank."""
-    probabilities = softmax(scores)
-    entropy = -math.fsum(q * math.log(q) for q in probabilities.tolist() if q > 0)
-    far = [abs(-math.log(q) - entropy) if q > 0 else math.inf for q in probabilities.tolist()]
-    return _prefix(scores, sorted(ranked(scores), key=far.__getitem__), p)
+def epsilon(row: Row, bound: float) -> Row:
+    """Tokens whose probability is at least a bound, and the first one."""
+    masses = _exact(row.weights())
+    wanted = Fraction(bound) * sum(masses)
+    least = math.ceil(wanted)
+    kept = max(1, sum(mass >= least for mass in masses))
+    near = (masses[place] for place in (kept - 1, kept) if 0 < place < len(masses))
+    return row.only(range(kept), min((_apart(mass, wanted) for mass in near), default=math.inf))
 
 
-def top_n_sigma(scores: Tensor, n: float) -> set[int]:
-    """Tokens whose score is within n standard deviations, of all possible tokens' scores, of the largest."""
-    finite = scores[scores > -torch.inf]
-    return {
-        token
-        for token, score in enumerate(scores.tolist())
-        if score >= (finite.max() - n * finite.std(correction=0)).item()
-    }
+def top_n_sigma(row: Row, n: float) -> Row:
+    """Tokens whose logit is within n standard deviations, of all these tokens' logits, of the largest."""
+    if n == math.inf:
+        return row
+    numbers = _exact(row.logits)
+    below = [numbers[0] - number for number in numbers]
+    count = len(below)
+    variance = Fraction(sum(number**2 for number in below), count) - Fraction(sum(below), count) ** 2
+    reach = math.isqrt(math.floor(Fraction(n) ** 2 * variance))
+    kept = sum(number <= reach for number in below)
+    unit = reach + abs(numbers[0])  # a bound on logits is as near as they and it can be told apart
+    near = (below[place] for place in (kept - 1, kept) if place < count and below[place] and reach)
+    return row.only(range(kept), min((abs(number - reach) / unit for number in near), default=math.inf))
 
 
-def epsilon(scores: Tensor, bound: float) -> set[int]:
-    """Tokens whose probability is at least a bound, or the first one."""
-    probabilities = softmax(scores)
-    return {token for token, p in enumerate(probabilities.tolist()) if p >= bound} or {ranked(scores)[0]}
+def typical_p(row: Row, p: float) -> Row:
+    """The shortest prefix whose mass reaches p, of tokens by how far −log p lies from the entropy, then by place.
 
-
-def _prefix(scores: Tensor, order: list[int], p: float) -> set[int]:
-    weights = _weights(scores).tolist()
-    possible = [token for token in order if weights[token] > 0]
-    if p >= 1:
-        return set(possible)
-    wanted = p * math.fsum(weights)
-    for length in range(1, len(possible)):
-        if math.fsum(weights[token] for token in possible[:length]) >= wanted:
-            return set(possible[:length])
-    return set(possible)
+    That is by how far the logit lies from the mean logit, which the entropy is the −log p of.
+    """
+    numbers, masses = _exact(row.logits), _exact(row.weights())
+    whole = sum(masses)
+    mean = sum(number * mass for number, mass in zip(numbers, masses, strict=True))
+    far = [abs(number * whole - mean) for number in numbers]
+    order = sorted(range(len(far)), key=far.__getitem__)
+    length, margin = _shortest([masses[place] for place in order], p)
+    unit = Fraction(row.temperature) * 2**1074 * whole + far[0]
+    for edge in order[length - 1 : length + 1] if length < len(order) else ():
+        others = (abs(far[place] - far[edge]) for place in order if numbers[place] != numbers[edge])
+        margin = min(margin, float(min(others, default=unit) / unit))
+    return row.only(order[:length], margin)
 
 
 FILTERS = {
+    "temperature": temperature,
     "top_k": top_k,
     "top_p": top_p,
     "min_p": min_p,
@@ -105,18 +161,51 @@ FILTERS = {
 }
 
 
-def distribution(logits: Tensor, order: str = "transformers", temperature: float = 1.0, **filters: float) -> Tensor:
-    """Probabilities (V,) after temperature and filters, in the order of a convention; temperature 0 takes the first."""
-    scores = logits.double()
+def _exact(numbers: Sequence[float]) -> list[int]:
+    """Each number as a multiple of 2^-1074."""
+    ratios = (number.as_integer_ratio() for number in numbers)
+    return [numerator << (1075 - denominator.bit_length()) for numerator, denominator in ratios]
+
+
+def _shortest(masses: Sequence[int], p: float) -> tuple[int, float]:
+    """How long the shortest prefix is whose sum reaches p of the whole, and its margin."""
+    if p >= 1:
+        return len(masses), math.inf
+    sums = list(accumulate(masses))
+    wanted = Fraction(p) * sums[-1]
+    last = bisect_left(sums, wanted)
+    near = (mass for mass in sums[max(0, last - 1) : last + 1] if mass < sums[-1])
+    return last + 1, min((float(abs(mass - wanted) / sums[-1]) for mass in near), default=math.inf)
+
+
+def _apart(number: int, wanted: Fraction) -> float:
+    """How far a number is from the one that it is compared with, as a share of it."""
+    return float(min(abs(number - wanted) / wanted, 1)) if wanted else math.inf
+
+
+def filtered(logits: Tensor, order: str = "transformers", **options: float) -> Row:
+    """What temperature and filters, in the order of a convention, leave of logits (V,)."""
+    row = ranked(logits)
     for step in ORDERS[order]:
-        if step == "temperature":
-            scores = _only(scores, top_k(scores, 1)) if temperature == 0 else scores / temperature
-        elif step in filters:
-            scores = _only(scores, FILTERS[step](scores, filters[step]))
-    return softmax(scores)
+        if step in options:
+            row = FILTERS[step](row, options[step])
+    return row
 
 
-def _only(scores: Tensor, kept: set[int]) -> Tensor:
-    return torch.tensor(
-        [score if token in kept else -math.inf for token, score in enumerate(scores.tolist())], dtype=torch.float64
-    )
+def probabilities(row: Row, count: int) -> Tensor:
+    """Of `count` tokens, those of a row and 0 for all others: float64 (count,)."""
+    weights = row.weights()
+    result = torch.zeros(count, dtype=torch.float64)
+    result[row.tokens] = torch.tensor(weights, dtype=torch.float64) / math.fsum(weights)
+    return result
+
+
+def distribution(logits: Tensor, order: str = "transformers", **options: float) -> Tensor:
+    """Probabilities (V,) after temperature and filters, in the order of a convention; temperature 0 takes the first."""
+    return probabilities(filtered(logits, order, **options), len(logits))
+
+
+def drawn(weights: Sequence[float], uniform: float) -> int:
+    """The token that a number between 0 and 1 falls on, where weights lie side by side by number: the inverse CDF."""
+    sums = list(accumulate(_exact(weights)))
+    return bisect_right(sums, Fraction(uniform) * sums[-1])

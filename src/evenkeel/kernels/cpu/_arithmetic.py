@@ -8,6 +8,8 @@ lies within ±0.35, and e^x = 2^k·(1 + p) with p = r + r²·q(r). q is the mini
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ._compile import add_exponent, fma, inline
@@ -75,6 +77,33 @@ def expm1_64(x):
     t, p = _reduced(x)
     power = add_exponent(1.0, t)
     return fma(power, p, power - 1.0)
+
+
+_LN2_UPPER = 0.6931471803691238  # 32 bits, so that its products with integers are exact
+_LN2_LOWER = 1.9082149292705877e-10
+_TAYLOR = tuple(1 / math.factorial(n) for n in range(14))
+
+
+@inline
+def precise_exp64(x):
+    """e^x for a float64 −700 <= x <= 700 within 1 ulp."""
+    t = fma(x, _LOG2E, ROUND64)
+    k = t - ROUND64
+    r = fma(k, -_LN2_UPPER, x)
+    low = -k * _LN2_LOWER
+    r, low = r + low, (r - (r + low)) + low
+    q = fma(r, _TAYLOR[13], _TAYLOR[12])
+    q = fma(r, q, _TAYLOR[11])
+    q = fma(r, q, _TAYLOR[10])
+    q = fma(r, q, _TAYLOR[9])
+    q = fma(r, q, _TAYLOR[8])
+    q = fma(r, q, _TAYLOR[7])
+    q = fma(r, q, _TAYLOR[6])
+    q = fma(r, q, _TAYLOR[5])
+    q = fma(r, q, _TAYLOR[4])
+    q = fma(r, q, _TAYLOR[3])
+    q = fma(r, q, _TAYLOR[2])
+    return add_exponent(1.0 + (r + fma(r * r, q, low)), t)
 
 
 @inline

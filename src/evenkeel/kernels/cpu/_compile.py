@@ -43,6 +43,19 @@ def inline(function: Callable[..., Any] | None = None, *, flags: Collection[str]
     return numba.njit(function, forceinline=True, error_model="numpy", fastmath=set(flags))
 
 
+def woven(function: Callable[..., Any]) -> Any:
+    """A function that numba writes into its callers before it compiles them: for what mostly calls others.
+
+    Code that is linked is optimised again at each level of calls, so that levels cost seconds.
+    """
+    return numba.njit(function, inline="always")
+
+
+def part(function: Callable[..., Any]) -> Any:
+    """A function that kernels call and share: for what is long. Its first words are out_of_line()."""
+    return numba.njit(function, forceinline=False, fastmath=set(), nogil=True, error_model="numpy")
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """A function over arrays that runs without the interpreter's lock, compiled once per argument types.
 
@@ -177,6 +190,17 @@ def in_256_bits(typing: Any) -> Any:
 
 
 @intrinsic
+def out_of_line(typing: Any) -> Any:
+    """Keep the function that calls it out of those that call that: copies of long loops take long to compile."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
 def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
     """a·b + c with one rounding."""
     return a(a, a, a), lambda context, builder, signature, values: builder.fma(*values)
@@ -231,8 +255,8 @@ def larger(typing: Any, x: Any, y: Any) -> Any:
 
 @intrinsic
 def widen(typing: Any, x: Any) -> Any:
-    """float32 from an array's element: uint16 holds a bfloat16, int16 a float16, float32 itself."""
-    if x == types.float32:
+    """float32 from an array's element: uint16 holds a bfloat16, int16 a float16; float32 and float64 as they are."""
+    if x in (types.float32, types.float64):
         return x(x), lambda context, builder, signature, values: values[0]
 
     def from_bfloat16(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -243,6 +267,14 @@ def widen(typing: Any, x: Any) -> Any:
         return builder.fpext(builder.bitcast(values[0], _HALF), _FLOAT)
 
     return types.float32(x), from_bfloat16 if x == types.uint16 else from_float16
+
+
+@intrinsic
+def rounded_as(typing: Any, x: Any, array: Any) -> Any:
+    """A float64 as what `widen` makes of the array's elements: float64, or rounded to float32."""
+    if array.dtype == types.float64:
+        return x(x, array), lambda context, builder, signature, values: values[0]
+    return types.float32(x, array), lambda context, builder, signature, values: builder.fptrunc(values[0], _FLOAT)
 
 
 @intrinsic

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._compile import add_exponent, as_array, fma, inline, larger, magnitude, narrow, widen
+from ._compile import add_exponent, as_array, fma, inline, larger, magnitude, narrow, rounded_as, widen
 from ._spread import spread
 from ._threads import divided_rows
 
@@ -42,7 +42,7 @@ _SUMS = {"reassoc", "nsz"}
 @inline
 def maximum(row):
     """The largest element, −inf of none, NaN of any NaN."""
-    top = _NOTHING
+    top = rounded_as(-np.inf, row)
     for i in range(row.size):
         top = larger(top, widen(row[i]))
     return top

@@ -1,0 +1,241 @@
+"""Choosing a token per row: weights, filters, and one uniform number through the inverse CDF, in the order of tokens.
+
+A row is done with float32 weights, and once more with float64 weights where a filter, or the token, is in doubt: what
+comes out is what float64 says, at float32's cost. Whatever a row needs lies in its thread's part of a workspace.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import as_strided
+from torch import Tensor
+
+from ._compile import as_array, inline, widen, woven
+from ._spread import spread
+from ._threads import Division, divided
+from .filters import COLUMNS, SLACK, fast, filtered, log_share, precise, typical, undecided
+from .prefixes import BLOCK, room
+from .softmax import maximum
+
+_F = np.float32
+_NOTHING, _ALL = _F(-np.inf), _F(np.inf)
+_REPETITION, _PRESENCE, _FREQUENCY = (
+    COLUMNS.index(f"{name}_penalty") for name in ("repetition", "presence", "frequency")
+)
+_WORTH_A_THREAD = 2**15  # elements
+
+
+@woven
+def _drawn(weights, sums, mass, uniform, slack):
+    """(The first place whose mass, with all before it, exceeds a share of the whole; whether that is in doubt)."""
+    target = uniform * mass
+    block, before, last = 0, 0.0, 0
+    while block < sums.size - 1 and before + sums[block] <= target:
+        before += sums[block]
+        block += 1
+    for i in range(block * BLOCK, weights.size):
+        weight = np.float64(weights[i])
+        if weight > 0:
+            last = i
+            if before + weight > target:
+                break
+            before += weight
+    doubt = slack * 2 * uniform * (1 - uniform) * mass
+    return last, min(target - before, before + np.float64(weights[last]) - target) <= doubt and doubt > 0
+
+
+@woven
+def _chosen(row, weights, sums, options, last, weigh, slack, find_typical, work, uniform, logs):
+    """(token, support, log-probability if logs, mass, whether these are in doubt) of a row of finite maximum."""
+    mass, count, doubt = filtered(row, weights, sums, options, last, weigh, slack, find_typical, work)
+    token, logprob = 0, 0.0
+    if not doubt:
+        token, doubt = _drawn(weights, sums, mass, uniform, slack)
+    if logs and count > 1 and not doubt:
+        logprob = log_share(row, weights, token, options[0])
+    return token, count, logprob, mass, doubt
+
+
+@inline
+def _with_charges(copy, previous, counts, options, bias_tokens, bias):
+    """Charge tokens for having come before, and add the bias; each in float64, rounded once."""
+    for token in previous:
+        if token >= 0:
+            counts[token] += 1
+    for token in previous:
+        if token >= 0 and counts[token] > 0:
+            x = np.float64(copy[token])
+            x = x / options[_REPETITION] if x > 0 else x * options[_REPETITION]
+            copy[token] = x - (options[_PRESENCE] + options[_FREQUENCY] * counts[token])
+            counts[token] = 0
+    for i in range(bias_tokens.size):
+        copy[bias_tokens[i]] = np.float64(copy[bias_tokens[i]]) + bias[i]
+
+
+@inline
+def _finite(copy):
+    """Put 0 where a row holds +inf, and −inf elsewhere."""
+    for i in range(copy.size):
+        copy[i] = 0.0 if copy[i] == _ALL else -np.inf
+
+
+@woven
+def _ready(row, copy, previous, counts, options, bias_tokens, bias):
+    """(Whether the row is as it should be, whether `copy` stands for it): without +inf, and charged."""
+    top = maximum(row)
+    if not top > _NOTHING:
+        return False, False
+    if previous.size == 0 and bias_tokens.size == 0 and top < _ALL:
+        return True, False
+    _copy(row, copy)
+    _with_charges(copy, previous, counts, options, bias_tokens, bias)
+    top = maximum(copy)
+    if top == _ALL:
+        _finite(copy)
+    return top > _NOTHING, True
+
+
+@inline
+def _copy(row, copy):
+    for i in range(row.size):
+        copy[i] = widen(row[i])
+
+
+@woven
+def _cut(workspace, size):
+    """A thread's weights, block sums, copy of a row, and where prefixes and typical work, all of 64 bits."""
+    keys, masses, apart = workspace[size : 2 * size], workspace[2 * size : 3 * size], workspace[3 * size : 4 * size]
+    first = 5 * size
+    sample = room(size)
+    few, few_masses = workspace[first : first + sample], workspace[first + sample : first + 2 * sample]
+    sums = workspace[first + 2 * sample : first + 2 * sample + (size + BLOCK - 1) // BLOCK]
+    space = keys.view(np.uint64), masses, few.view(np.uint64), few_masses
+    return workspace[:size], sums, workspace[4 * size : first], apart, space
+
+
+@woven
+def _as_32_bits(space):
+    return space[0].view(np.uint32), space[1].view(_F), space[2].view(np.uint32), space[3].view(_F)
+
+
+@inline
+def _write_shares(weights, mass, out):
+    for i in range(weights.size):
+        out[i] = weights[i] / mass
+
+
+@spread
+def _sample_32(start, stop, logits, stride, size, rows, parts, beside, workspaces, counts, out, trouble):
+    """beside and out are those of `_run`; for logits of up to 32 bits."""
+    table, previous, bias_tokens, bias, last = beside
+    uniforms, tokens, support, logprobs, shares = out
+    logs = len(logprobs) > 0
+    for work in range(start, stop):
+        weights, sums, copy, apart, space = _cut(workspaces[work], size)
+        half, copy, small = weights.view(_F)[:size], copy.view(_F)[:size], _as_32_bits(space)
+        narrow, wide = (apart, small, space), (apart, (small[0], space[1], small[2], space[3]), space)
+        for r in range(work, rows, parts):
+            row, options, uniform = logits[r * stride : r * stride + size], table[r % len(table)], uniforms[r]
+            fit, copied = _ready(row, copy, previous[r % len(previous)], counts[work], options, bias_tokens, bias)
+            if not fit:
+                trouble[0] = 1
+                continue
+            if len(shares):
+                chosen = 0, 0, 0.0, 0.0, True
+            elif copied:
+                chosen = _chosen(copy, half, sums, options, last, fast, SLACK, undecided, narrow, uniform, logs)
+            else:
+                chosen = _chosen(row, half, sums, options, last, fast, SLACK, undecided, narrow, uniform, logs)
+            if chosen[4]:
+                if not copied:
+                    _copy(row, copy)
+                chosen = _chosen(copy, weights, sums, options, last, precise, 0.0, typical, wide, uniform, logs)
+            tokens[r], support[r] = chosen[0], chosen[1]
+            if len(shares):
+                _write_shares(weights, chosen[3], shares[r])
+            elif logs:
+                logprobs[r] = chosen[2]
+
+
+@spread
+def _sample_64(start, stop, logits, stride, size, rows, parts, beside, workspaces, counts, out, trouble):
+    """`_sample_32` for float64."""
+    table, previous, bias_tokens, bias, last = beside
+    uniforms, tokens, support, logprobs, shares = out
+    logs = len(logprobs) > 0
+    for work in range(start, stop):
+        weights, sums, copy, apart, space = _cut(workspaces[work], size)
+        for r in range(work, rows, parts):
+            row, options = logits[r * stride : r * stride + size], table[r % len(table)]
+            fit, copied = _ready(row, copy, previous[r % len(previous)], counts[work], options, bias_tokens, bias)
+            if not fit:
+                trouble[0] = 1
+                continue
+            row, at = copy if copied else row, (apart, space, space)
+            chosen = _chosen(row, weights, sums, options, last, precise, 0.0, typical, at, uniforms[r], logs)
+            tokens[r], support[r] = chosen[0], chosen[1]
+            if len(shares):
+                _write_shares(weights, chosen[3], shares[r])
+            elif logs:
+                logprobs[r] = chosen[2]
+
+
+class _Workspace(threading.local):
+    """Memory that a thread's calls share, so that decoding allocates nothing per token."""
+
+    def __init__(self) -> None:
+        self.memory = np.empty((0, 0))
+        self.counts = np.empty((0, 0), np.int32)
+
+    def of(self, parts: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """For so many parts with rows of such a size: (parts, room for a row), and zeros (parts, size)."""
+        wanted = 5 * size + 2 * room(size) + -(-size // BLOCK)
+        if self.memory.shape[0] < parts or self.memory.shape[1] != wanted:
+            self.memory, self.counts = np.empty((parts, wanted)), np.zeros((parts, size), np.int32)
+        return self.memory, self.counts
+
+
+_WORKSPACE = _Workspace()
+_NO_SHARES = np.empty((0, 0))
+
+
+def sample(
+    logits: Tensor, beside: tuple[Any, ...], uniforms: np.ndarray, tokens: Tensor, support: Tensor, logprobs: Tensor
+) -> bool:
+    """Fill tokens, support and logprobs (rows,), the last unless empty; whether each row has a possible token, no NaN.
+
+    logits: (rows, V). beside: options (rows or 1, COLUMNS), previous tokens (rows or 1, n), the tokens of a bias and
+    what is added to each, and whether the temperature comes last. uniforms: (rows,).
+    """
+    return _run(logits, beside, (uniforms, as_array(tokens), as_array(support), as_array(logprobs), _NO_SHARES))
+
+
+def distribution(logits: Tensor, beside: tuple[Any, ...], out: Tensor) -> bool:
+    """Fill out (rows, V) with what `sample` draws from, float64; the rest as of `sample`."""
+    rows = len(logits)
+    unused = np.full(rows, 0.5), np.empty(rows, np.int64), np.empty(rows, np.int64), np.empty(0)
+    return _run(logits, beside, (*unused, as_array(out)))
+
+
+def _run(logits: Tensor, beside: tuple[Any, ...], out: tuple[np.ndarray, ...]) -> bool:
+    """With a part for each thread, on the memory from the first row to the last, whatever lies between rows."""
+    rows, size = logits.shape
+    array = as_array(logits)
+    if array.flags.c_contiguous:
+        stride, flat = size, array.reshape(-1)
+    elif array.strides[1] == array.itemsize and array.strides[0] >= 0:
+        stride = array.strides[0] // array.itemsize
+        flat = as_strided(array, ((rows - 1) * stride + size,), (array.itemsize,))
+    else:
+        stride, flat = size, np.ascontiguousarray(array).reshape(-1)
+    threads = divided(rows, max(1, _WORTH_A_THREAD // size)).threads
+    parts = min(rows, threads)
+    workspaces, counts = _WORKSPACE.of(parts, size)
+    trouble = np.zeros(1, np.int64)
+    kernel = _sample_64 if logits.dtype == torch.float64 else _sample_32
+    kernel(Division(parts, 1, threads), flat, stride, size, rows, parts, beside, workspaces, counts, out, trouble)
+    return not trouble[0]
