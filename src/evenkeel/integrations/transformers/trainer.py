@@ -11,19 +11,13 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.training_args import ParallelMode
 
-from ..diagnosis import Diagnosis
-from ..errors import UsageError
-from ..tracing.trace import quietly
-from ..watching import Watch, watch
-
-try:
-    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-    from transformers.training_args import ParallelMode
-except ImportError as error:
-    raise UsageError(f"transformers cannot be imported ({error}); pip install 'evenkeel[hf]'") from error
-
-__all__ = ["WatchCallback"]
+from ...diagnosis import Diagnosis
+from ...errors import UsageError
+from ...tracing.trace import quietly
+from ...watching import Watch, watch
 
 
 class WatchCallback(TrainerCallback):
