@@ -41,6 +41,11 @@ def test_infinite_and_greedy(capsys: pytest.CaptureFixture[str]):
     assert greedy["probabilities"] == [0, 1, 0] and greedy["entropy_nats"] == 0
 
 
+def test_json_holds_no_bare_infinity(capsys: pytest.CaptureFixture[str]):
+    text = printed(capsys, "1", "2", "--top-n-sigma", "inf", "--format", "json")
+    assert json.loads(text, parse_constant=pytest.fail)["filters"] == {"top_n_sigma": "Infinity"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(("nan", "1"), "holds NaN"), (("--top-p", "2", "1"), "top_p is 2.0"), (("--", "-inf"), "throughout")],

@@ -48,9 +48,9 @@ class Rows:
     @classmethod
     def of(cls, loaded: LoadedModel, tokens: int) -> Rows:
         """The rows of a loaded model when there are `tokens` tokens in all; raises ModelError without a vocabulary."""
-        tokenizer, vocabulary = loaded.tokenizer, _vocabulary(loaded)
-        before, after = _special_tokens(tokenizer) if tokenizer is not None else ((), ())
-        longest = min(LONGEST_ROW, tokens, *_position_limits(loaded))
+        tokenizer, vocabulary = loaded.tokenizer, vocabulary_size(loaded)
+        before, after = special_tokens(tokenizer) if tokenizer is not None else ((), ())
+        longest = min(LONGEST_ROW, tokens, *_row_limits(loaded))
         sequences = 2 if loaded.kind == "encoder_decoder" else 1
         length = max(longest - sequences * (len(before) + len(after)), 2)
         if tokenizer is None:
@@ -91,17 +91,21 @@ def token_batches(loaded: LoadedModel, rows: Rows, pieces: Pieces) -> list[Batch
     the tokens (at least one per row) stand behind the mask token and are the labels. What counts in no loss is -100.
     Raises ModelError for a token that the model has no embedding for.
     """
-    largest = max(max(rows.around(piece)) for piece in pieces)
-    if largest >= rows.vocabulary:
-        raise ModelError(
-            f"the tokenizer makes token {largest:,} and the model has embeddings for {rows.vocabulary:,}; "
-            "give the model the tokenizer that belongs to it"
-        )
+    check_embedded(max(max(rows.around(piece)) for piece in pieces), rows.vocabulary)
     make = {"causal": _causal, "encoder_decoder": _encoder_decoder, "masked": _masked}.get(loaded.kind, _unlabelled)
     batches = [make(rows, group) for group in _groups(rows, pieces)]
     if "pixel_values" in _parameters(loaded) and loaded.kind == "encoder":  # text and pictures, as in CLIP
         batches = [batch | {"pixel_values": _pictures(loaded, len(batch["input_ids"]))} for batch in batches]
     return [_accepted(loaded, batch) for batch in batches]
+
+
+def check_embedded(largest: int, vocabulary: int) -> None:
+    """Raise ModelError for a token that is beyond the vocabulary of the model."""
+    if largest >= vocabulary:
+        raise ModelError(
+            f"the tokenizer makes token {largest:,} and the model has embeddings for {vocabulary:,}; "
+            "give the model the tokenizer that belongs to it"
+        )
 
 
 def _groups(rows: Rows, pieces: Pieces) -> Iterator[Pieces]:
@@ -134,7 +138,7 @@ def sound_batches(loaded: LoadedModel) -> list[Batch]:
         batch = {"input_features": _waves(_SOUNDS * bins, 2 * frames).view(_SOUNDS, bins, 2 * frames)}
     if getattr(getattr(loaded.model, "config", None), "is_encoder_decoder", False):
         shape = (_SOUNDS, _TARGET)
-        batch["labels"] = torch.randint(_vocabulary(loaded), shape, generator=_generator())
+        batch["labels"] = torch.randint(vocabulary_size(loaded), shape, generator=_generator())
     return [_accepted(loaded, batch)]
 
 
@@ -224,7 +228,7 @@ def _accepted(loaded: LoadedModel, batch: Batch) -> Batch:
     }
 
 
-def _special_tokens(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def special_tokens(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What a tokenizer puts before and after a text, found by encoding one with and without."""
     plain = tokenizer.encode("text", add_special_tokens=False)
     full = tokenizer.encode("text", add_special_tokens=True)
@@ -234,15 +238,23 @@ def _special_tokens(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, .
     return (), ()
 
 
-def _vocabulary(loaded: LoadedModel) -> int:
+def vocabulary_size(loaded: LoadedModel) -> int:
+    """How many tokens the config names; raises ModelError where it does not."""
     size = _setting(loaded, "vocab_size") or loaded.config.get("vocabulary")
     if not isinstance(size, int) or size < 2:
         raise ModelError(f"inputs cannot be made: the config's vocab_size is {size} and must be 2 or more")
     return size
 
 
-def _position_limits(loaded: LoadedModel) -> Iterator[int]:
-    """Every bound on a row's length: the config's, the tokenizer's, that of position tables behind a padding row."""
+def _row_limits(loaded: LoadedModel) -> Iterator[int]:
+    """Every bound on a row's length: the model's and the tokenizer's."""
+    yield from position_limits(loaded)
+    if loaded.tokenizer is not None:
+        yield loaded.tokenizer.model_max_length
+
+
+def position_limits(loaded: LoadedModel) -> Iterator[int]:
+    """Every bound of the model on a row's length: the config's, that of position tables behind a padding row."""
     for name in ("max_position_embeddings", "max_target_positions"):
         limit = _setting(loaded, name)
         if isinstance(limit, int) and limit > 0:
@@ -256,8 +268,6 @@ def _position_limits(loaded: LoadedModel) -> Iterator[int]:
                     yield limit - module.padding_idx - 1
     if "context" in loaded.config:
         yield loaded.config["context"]
-    if loaded.tokenizer is not None:
-        yield loaded.tokenizer.model_max_length
 
 
 def _id_of(loaded: LoadedModel, name: str) -> int | None:

@@ -97,7 +97,7 @@ def check_memory(
     elif backward and not remedies and forward.tokens_in(available) >= _FEWEST_TOKENS:
         remedies.append(f"--no-backward --tokens {forward.tokens_in(available)}")
     raise ModelError(
-        f"measuring {directory.name} needs about {_readable(need.total(tokens))} and {_readable(available)} are free; "
+        f"running {directory.name} needs about {_readable(need.total(tokens))} and {_readable(available)} are free; "
         f"try {' or '.join(remedies) or 'a machine with more memory, or --dtype bfloat16'}"
     )
 

@@ -12,6 +12,9 @@ class Tokenizer(Protocol):
     def pad_token_id(self) -> int | None: ...
 
     @property
+    def bos_token_id(self) -> int | None: ...
+
+    @property
     def eos_token_id(self) -> int | None: ...
 
     @property
@@ -22,12 +25,24 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 
+    def decode(
+        self,
+        tokens: list[int],
+        /,
+        *,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool = False,
+    ) -> str: ...
+
+    def convert_ids_to_tokens(self, token: int, /) -> str | None: ...
+
 
 class ByteTokenizer:
     """The bytes of the text in UTF-8 are its tokens: 256 of them, none special."""
 
     vocabulary_size = 256
     pad_token_id = None
+    bos_token_id = None
     eos_token_id = None
     mask_token_id = None
     model_max_length = 2**31
@@ -35,6 +50,17 @@ class ByteTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode("utf-8"))
 
-    def decode(self, tokens: list[int]) -> str:
+    def decode(
+        self,
+        tokens: list[int],
+        /,
+        *,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool = False,
+    ) -> str:
         """The text of the tokens; what is no UTF-8 becomes the replacement character."""
         return bytes(tokens).decode("utf-8", errors="replace")
+
+    def convert_ids_to_tokens(self, token: int, /) -> str:
+        """A byte's name, as Llama's tokenizer has it: <0x0A>."""
+        return f"<0x{token:02X}>"

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import sys
 from typing import TYPE_CHECKING
 
-from .output import file_argument, show, write
+from .output import file_argument, say, show, write
 
 if TYPE_CHECKING:
     from ..ledger import Language, Ledger
@@ -34,9 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     ids = [re.sub(r"^C(\d)$", r"C0\1", name.upper()) for name in arguments.ids] or None
     try:
-        ledger = claims(ids, progress=_say)
+        ledger = claims(ids, progress=lambda done, total: say(f"measured {done} of {total} claims"))
     finally:
-        _clear()
+        say("")
     language = arguments.lang or _language_of_the_environment()
     if arguments.out is None:
         show(lambda width, color: _drawn(ledger, arguments.format, language, bool(ids), width))
@@ -61,14 +60,3 @@ def _language_of_the_environment() -> Language:
     settings = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
     wanted = next((setting for setting in settings if setting), "")[:2].lower()
     return wanted if wanted == "es" or wanted == "pt" else "en"
-
-
-def _say(done: int, total: int) -> None:
-    """One line of progress, written over the one before; nothing where nobody watches."""
-    if sys.stderr.isatty():
-        print(f"\r\N{ESCAPE}[Kmeasured {done} of {total} claims", end="", file=sys.stderr, flush=True)
-
-
-def _clear() -> None:
-    if sys.stderr.isatty():
-        print("\r\N{ESCAPE}[K", end="", file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import unicodedata
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ..report import Format
 
 T = TypeVar("T")
+
+_TURNS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -136,8 +139,41 @@ def _counts(finding: Finding, fail_on: str) -> bool:
 def show(draw: Callable[[int | None, bool], str]) -> None:
     """Print what `draw(width, color)` gives for standard output, with escapes for what its encoding lacks."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(_encodable(draw(width, _color()).rstrip("\n")))
+
+
+def write_text(text: str) -> None:
+    """Print a piece of a text from outside at once, as it is; a terminal gets nothing that it would obey."""
+    print(_encodable(harmless(text) if sys.stdout.isatty() else text), end="", flush=True)
+
+
+def harmless(text: str) -> str:
+    """A text of any lines with every character replaced that a terminal obeys: controls, and turns of direction."""
+    return "".join("\N{REPLACEMENT CHARACTER}" if _obeyed(character) else character for character in text)
+
+
+def _obeyed(character: str) -> bool:
+    if unicodedata.category(character) in ("Cc", "Cs"):
+        return character not in "\n\t"
+    return unicodedata.bidirectional(character) in _TURNS
+
+
+def say(text: str) -> None:
+    """One line of progress on stderr, written over the one before, "" to clear it; nothing where nobody watches."""
+    if sys.stderr.isatty():
+        print(f"\r\N{ESCAPE}[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def tell(*lines: str) -> None:
+    """Lines about the result on stderr; nothing where nobody watches."""
+    if sys.stderr.isatty():
+        for line in lines:
+            print(line, file=sys.stderr)
+
+
+def _encodable(text: str) -> str:
     encoding = sys.stdout.encoding or "utf-8"
-    print(draw(width, _color()).rstrip("\n").encode(encoding, "backslashreplace").decode(encoding))
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _color() -> bool:
