@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from ._filters import charged, filtered, weights
 from ._sampler import Sampler, chosen
 from ._uniforms import uniforms
 
-_NONE_BEFORE = np.empty((1, 0), np.int64)
+_NONE_BEFORE, _NO_LOGPROBS = np.empty((1, 0), np.int64), np.empty(0)
 
 
 class Sampled(NamedTuple):
@@ -60,9 +61,8 @@ def sample(
     if _has_kernel(rows):
         found = _by_kernel(rows, shape, sampler, previous, numbers, return_logprobs)
     if found is None:  # no kernel, or a row that it refuses
-        found = _by_sorting(_scores(rows, shape, sampler, previous), torch.from_numpy(numbers))
-    tokens, support, logprobs = found
-    return Sampled(tokens.view(shape), support.view(shape), logprobs.view(shape) if return_logprobs else None)
+        found = _by_sorting(_scores(rows, shape, sampler, previous), shape, numbers, return_logprobs)
+    return found
 
 
 def distribution(
@@ -75,11 +75,9 @@ def distribution(
     sampler = chosen(sampler, options)
     rows, previous = _rows(logits), _checked(logits, sampler, previous)
     if _has_kernel(rows):
-        from ..kernels.cpu import sampling as kernels
-
-        out = torch.empty(rows.shape, dtype=torch.float64)
-        if kernels.distribution(rows, _beside(logits.shape[:-1], sampler, previous), out):
-            return out.view(logits.shape)
+        out = np.empty(logits.shape)
+        if _kernels().distribution(rows, _beside(logits.shape[:-1], sampler, previous), out.reshape(rows.shape)):
+            return torch.from_numpy(out)
     return _scores(rows, logits.shape[:-1], sampler, previous).softmax(-1).view(logits.shape)
 
 
@@ -87,11 +85,18 @@ def _has_kernel(rows: Tensor) -> bool:
     return cpu.serves(rows) or (rows.dtype == torch.float64 and rows.is_cpu and cpu.unavailable_because() is None)
 
 
+@cache
+def _kernels() -> Any:
+    from ..kernels.cpu import sampling
+
+    return sampling
+
+
 def _rows(logits: Tensor) -> Tensor:
     """Logits as (rows, V), without a copy of what is a stack of rows already."""
     if not logits.is_floating_point() or logits.dim() == 0 or logits.shape[-1] == 0:
         raise UsageError(f"logits are {tuple(logits.shape)} in {logits.dtype}; give floating (..., V) with V > 0")
-    return logits.detach().reshape(-1, logits.shape[-1])
+    return logits if logits.dim() == 2 else logits.reshape(-1, logits.shape[-1])
 
 
 def _checked(logits: Tensor, sampler: Sampler, previous: Tensor | None) -> Tensor | None:
@@ -148,25 +153,28 @@ def _beside(shape: torch.Size, sampler: Sampler, previous: Tensor | None) -> tup
 
 def _by_kernel(
     rows: Tensor, shape: torch.Size, sampler: Sampler, previous: Tensor | None, numbers: np.ndarray, logs: bool
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """(tokens, support, log-probabilities if logs), or None where a row has no possible token or NaN."""
-    from ..kernels.cpu import sampling as kernels
+) -> Sampled | None:
+    """None where a row has no possible token, or NaN."""
+    tokens, support = np.empty(shape, np.int64), np.empty(shape, np.int64)  # cheaper to make and to see than tensors
+    logprobs = np.empty(shape) if logs else _NO_LOGPROBS
+    if not _kernels().sample(rows, _beside(shape, sampler, previous), numbers, tokens, support, logprobs):
+        return None
+    found = torch.from_numpy(tokens), torch.from_numpy(support)
+    return Sampled(*found, torch.from_numpy(logprobs) if logs else None)
 
-    tokens, support = torch.empty(len(rows), dtype=torch.int64), torch.empty(len(rows), dtype=torch.int64)
-    found = tokens, support, torch.empty(len(rows) if logs else 0, dtype=torch.float64)
-    return found if kernels.sample(rows, _beside(shape, sampler, previous), numbers, *found) else None
 
-
-def _by_sorting(scores: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(tokens, support, log-probabilities) of filtered scores (rows, V)."""
+def _by_sorting(scores: Tensor, shape: torch.Size, numbers: np.ndarray, logs: bool) -> Sampled:
+    """From filtered scores (rows, V)."""
     mass = weights(scores).cumsum(-1)
-    tokens = torch.searchsorted(mass, numbers.to(scores.device).unsqueeze(-1) * mass[:, -1:], right=True)
-    logprobs = scores.log_softmax(-1).gather(-1, tokens)
-    return tokens.squeeze(-1), (scores > -torch.inf).sum(-1), logprobs.squeeze(-1)
+    uniform = torch.from_numpy(numbers).to(scores.device).unsqueeze(-1)
+    tokens = torch.searchsorted(mass, uniform * mass[:, -1:], right=True)
+    logprobs = scores.log_softmax(-1).gather(-1, tokens).view(shape) if logs else None
+    return Sampled(tokens.view(shape), (scores > -torch.inf).sum(-1).view(shape), logprobs)
 
 
 def _scores(rows: Tensor, shape: torch.Size, sampler: Sampler, previous: Tensor | None) -> Tensor:
     """float64 scores (rows, V) after everything; −inf is out."""
+    rows = rows.detach()
     _check_rows(rows, "the logits")
     scores = charged(rows, sampler, shape, previous)
     if previous is not None or sampler.logit_bias:

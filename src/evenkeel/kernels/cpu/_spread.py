@@ -37,9 +37,12 @@ class Spread:
         self.compiled = kernel(run)
 
     def __call__(self, division: Division, *arguments: Any) -> None:
-        """Tensors among the arguments go in as arrays. Kernels raise nothing: one that fails had no memory."""
-        arrays = (as_array(item) if isinstance(item, Tensor) else item for item in arguments)
-        if self.compiled(*division, *arrays):
+        """Tensors among the arguments go in as arrays."""
+        self.on_arrays(division, *[as_array(item) if isinstance(item, Tensor) else item for item in arguments])
+
+    def on_arrays(self, division: Division, *arguments: Any) -> None:
+        """The same without a look at the arguments. Kernels raise nothing: one that fails had no memory."""
+        if self.compiled(*division, *arguments):
             raise MemoryError("a kernel found no memory to work in; give it fewer rows at a time")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from ._arithmetic import precise_exp64
 from ._compile import inline, out_of_line, part, rounded_as, widen, woven
 from ._masks import key_of, midway, number_of
-from .prefixes import BLOCK, drop, place_of, prefix
+from .prefixes import BLOCK, drop, first_place, prefix
 from .softmax import anchor_of, maximum, power, scale_of
 
 SLACK = 2.0**-22
@@ -189,7 +189,7 @@ def typical(row, weights, sums, top, mass, p, apart, space):
         mean += weights[i] / mass * apart[i] if weights[i] > 0.0 else 0.0
     for i in range(row.size):
         apart[i] = -abs(apart[i] - mean) if weights[i] > 0.0 else -np.inf
-    number, place, _ = prefix(apart, weights, _WEIGHED, p * mass, mass, 0.0, space)
+    number, place, _, _, _ = prefix(apart, weights, _WEIGHED, p * mass, mass, 0.0, sums, space)
     needed = 0
     for i in range(place + 1):
         needed += 1 if apart[i] == number else 0
@@ -215,19 +215,33 @@ def undecided(row, weights, sums, top, mass, p, apart, space):
 
 
 @woven
-def _top_k(row, weights, sums, k, count, space):
-    number, place, _ = prefix(row, weights, _COUNTED, k, np.float64(count), 0.0, space)
+def _first(row, weights, sums, k, count, space):
+    """Keep the first k."""
+    number, place, _, _, _ = prefix(row, weights, _COUNTED, k, np.float64(count), 0.0, sums, space)
     return drop(row, weights, sums, number, place)
 
 
+@part
+def _as_one(row, weights):
+    """Whether what is in is all the same number."""
+    out_of_line()
+    top, equal = maximum(row), True
+    for i in range(row.size):
+        equal &= widen(row[i]) == top or weights[i] == _ZERO
+    return equal
+
+
 @woven
-def _top_p(row, weights, sums, p, mass, count, unit, slack, space):
-    if mass == count * unit:  # all weigh the same, and are counted
-        mass, count = _top_k(row, weights, sums, p * count, count, space)
-        return mass, count, False
-    number, place, doubt = prefix(row, weights, _WEIGHED, p * mass, mass, slack * 2 * p * (1 - p) * mass, space)
-    mass, count = drop(row, weights, sums, number, place)
-    return mass, count, doubt
+def _top_p(row, weights, sums, p, mass, count, unit, slack, space, to_drop):
+    """(mass, count, number, place, doubt) of the prefix; what lies behind it is zeroed if it is to be dropped."""
+    if mass == count * unit and (slack == 0 or _as_one(row, weights)):  # all weigh the same, and are counted
+        mass, count = _first(row, weights, sums, p * count, count, space)
+        return mass, count, rounded_as(-np.inf, row), row.size, False
+    doubt = slack * 2 * p * (1 - p) * mass
+    number, place, mass, count, doubtful = prefix(row, weights, _WEIGHED, p * mass, mass, doubt, sums, space)
+    if to_drop and not doubtful:
+        mass, count = drop(row, weights, sums, number, place)
+    return mass, count, number, place, doubtful
 
 
 @woven
@@ -238,7 +252,7 @@ def _from_bound(row, weights, sums, bound):
 @woven
 def _epsilon(row, weights, sums, epsilon, top, temperature, mass, slack):
     """Keep probabilities of at least epsilon, or the largest."""
-    first = place_of(row, top, 1)
+    first = first_place(row, top)
     total = mass / np.float64(weights[first])
     low = _lowest(np.float64(top), _reaches, epsilon, total * (1 - 2 * slack), temperature)
     high = _lowest(np.float64(top), _reaches, epsilon, total * (1 + 2 * slack), temperature)
@@ -253,33 +267,40 @@ def _epsilon(row, weights, sums, epsilon, top, temperature, mass, slack):
 
 
 @part
-def filtered(row, weights, sums, options, last, weigh, slack, find_typical, work):
-    """Weigh a row of finite maximum and filter it; (the mass that is left, how many, whether that is in doubt).
+def filtered(row, weights, sums, options, last, whole, weigh, slack, find_typical, work):
+    """Weigh a row of finite maximum and filter it; (mass and count of what is left, its end, whether that is in doubt).
 
-    last: the temperature comes last, as in llama.cpp, and not first. weigh, slack, find_typical: fast, SLACK and
-    undecided, or precise, 0 and typical. work: typical's distances, the space of prefixes, and that of its own prefix.
+    Its end is (number, place): below the one, and at it behind the other, elements are out even if they have a weight.
+    last: the temperature comes last, as in llama.cpp, and not first. whole: what is out is to weigh 0. weigh, slack,
+    find_typical: fast, SLACK and undecided, or precise, 0 and typical. work: typical's distances, the space of
+    prefixes, and that of typical's prefix.
     """
     out_of_line()
     apart, space, typical_space = work
     top, heat = maximum(row), 1.0 if last else options[_HEAT]
+    number, place = rounded_as(-np.inf, row), row.size
     if heat == 0:
-        mass, count = _only(weights, sums, place_of(row, top, 1))
-        return mass, count, False
+        mass, count = _only(weights, sums, first_place(row, top))
+        return mass, count, number, place, False
     if slack > 0 and 0 < options[_HEAT] < _COLDEST:
-        return 1.0, 1, True
+        return 1.0, 1, number, place, True
     mass, count, unit = weigh(row, weights, sums, top, heat, False)
     doubt = False
+    again = last and options[_HEAT] != 1
     if options[_TOP_N_SIGMA] < np.inf:
         deviation, scale = _deviation(row, weights, count, np.float64(top))
         reach = options[_TOP_N_SIGMA] * deviation
         mass, count = _from_bound(row, weights, sums, _lowest(np.float64(top), _within, reach, scale, 0.0))
     if 0 < options[_TOP_K] < count:
-        mass, count = _top_k(row, weights, sums, options[_TOP_K], count, space)
+        mass, count = _first(row, weights, sums, options[_TOP_K], count, space)
     if last and options[_TYPICAL_P] < 1:
         mass, count, doubt = find_typical(row, weights, sums, top, mass, options[_TYPICAL_P], apart, typical_space)
         top = _kept_maximum(row, weights)
     if options[_TOP_P] < 1 and not doubt:
-        mass, count, doubt = _top_p(row, weights, sums, options[_TOP_P], mass, count, unit, slack, space)
+        more = again or options[_MIN_P] > 0 or options[_EPSILON] > 0 or (not last and options[_TYPICAL_P] < 1)
+        mass, count, number, place, doubt = _top_p(
+            row, weights, sums, options[_TOP_P], mass, count, unit, slack, space, whole or more
+        )
     if options[_MIN_P] > 0:
         mass, count = _from_bound(row, weights, sums, _lowest(np.float64(top), _reaches, options[_MIN_P], 1.0, heat))
     if not last and options[_TYPICAL_P] < 1 and not doubt:
@@ -287,16 +308,16 @@ def filtered(row, weights, sums, options, last, weigh, slack, find_typical, work
         top = _kept_maximum(row, weights)
     if options[_EPSILON] > 0 and not doubt:
         mass, count, doubt = _epsilon(row, weights, sums, options[_EPSILON], top, heat, mass, slack)
-    if last and not doubt:
+    if again and not doubt:
         mass, count = _heated(row, weights, sums, top, options[_HEAT], weigh)
-    return mass, count, doubt
+    return mass, count, number, place, doubt
 
 
 @woven
 def _heated(row, weights, sums, top, temperature, weigh):
     """Weigh what is left once more, at a temperature."""
     if temperature == 0:
-        return _only(weights, sums, place_of(row, top, 1))
+        return _only(weights, sums, first_place(row, top))
     mass, count, _ = weigh(row, weights, sums, top, temperature, True)
     return mass, count
 

@@ -23,7 +23,7 @@ _STRETCH = 16  # neighbours in a sample
 _LARGEST = 4096  # sample, of one element in _FEWEST or fewer
 _FEWEST = 32
 _SMALL = 1024  # a row of so few is gathered whole
-_SURE, _SURER, _SUREST = 3.0, 5.0, 100.0  # standard deviations of the sampled mass; times so much; no further
+_SURE, _SURER, _SUREST = 3.0, 5.0, 1000.0  # deviations of the sampled mass, below and above; times so much; their limit
 _LEAST = 5e-324  # a prefix holds one element
 
 
@@ -61,14 +61,15 @@ def _below(keys, weights, key):
 
 
 @inline(flags=_SUMS)
-def _from(keys, weights, key):
-    """(The mass above a key, the mass at it, how many are at it)."""
-    above, at, count = 0.0, 0.0, 0
+def _above_and_at(keys, weights, key):
+    """(The mass above a key, how many are above it, the mass at it, how many are at it)."""
+    above, more, at, count = 0.0, 0, 0.0, 0
     for i in range(keys.size):
         above += np.float64(weights[i] if keys[i] > key else _ZERO)
+        more += 1 if keys[i] > key else 0
         at += np.float64(weights[i] if keys[i] == key else _ZERO)
         count += 1 if keys[i] == key else 0
-    return above, at, count
+    return above, more, at, count
 
 
 @inline
@@ -81,14 +82,23 @@ def _ends(keys):
 
 
 @inline
-def _neighbours(keys, key):
-    """(The last key before one, the first from it on), of which both exist."""
-    first = last = past(keys[0], key)
+def _before(keys, key):
+    """The last key before one, of which there is one."""
+    last = past(keys[0], key)
+    for i in range(keys.size):
+        distance = past(keys[i], key)
+        last = distance if distance > last else last
+    return moved(key, last)
+
+
+@inline
+def _onward(keys, key):
+    """The first key from one on, of which there is one."""
+    first = past(keys[0], key)
     for i in range(keys.size):
         distance = past(keys[i], key)
         first = distance if distance < first else first
-        last = distance if distance > last else last
-    return moved(key, last), moved(key, first)
+    return moved(key, first)
 
 
 @part
@@ -105,11 +115,10 @@ def _halved(keys, weights, budget, sureness, counted):
         mass, squares = _below(keys, weights, trial)
         if counted > 0:
             squares *= 1 - mass / total
-        before, here = _neighbours(keys, trial)
         if mass + sureness * math.sqrt(squares) <= budget:
-            low = here
+            low = _onward(keys, trial)
         else:
-            after, upper = here, before
+            after, upper = _onward(keys, trial), _before(keys, trial)
         trial = midway(low, upper)
         if trial == low:
             trial = upper
@@ -130,12 +139,14 @@ def _sampled(row, weights, counted, keys, masses):
 
 
 @inline(flags=_SUMS)
-def _mass_from(row, weights, counted, number):
-    mass = 0.0
+def _from(row, weights, counted, number):
+    """(The mass, how many) of what lies at a number or above, in a block."""
+    mass, count = 0.0, _ZERO
     for i in range(row.size):
         weight = _mass(weights[i], counted) if widen(row[i]) >= number else _ZERO
         mass += np.float64(weight)
-    return mass
+        count += _ONE if weight > _ZERO else _ZERO
+    return mass, int(count)
 
 
 @woven
@@ -149,14 +160,22 @@ def _kept(row, weights, counted, i, size, keys, masses):
 
 
 @part
-def _gathered(row, weights, counted, low, high, keys, masses):
-    """(The mass from high on, that of one element at low, how many are at low, how many lie between: the gathered)."""
+def _gathered(row, weights, counted, low, high, sums, space):
+    """(The mass from high on, how many are there, the mass of one at low, how many are there, how many lie between).
+
+    Those between are gathered. sums: takes the mass from high on of each BLOCK, and the space's marks how many are
+    gathered up to its end.
+    """
     out_of_line()
-    above, each, count, size = 0.0, _ZERO, 0, 0
+    keys, masses, marks = space
+    above, more, each, count, size = 0.0, 0, _ZERO, 0, 0
     for start in range(0, row.size, BLOCK):
         stop = min(start + BLOCK, row.size)
+        mass, some = 0.0, 0
         if high < _ALL:
-            above += _mass_from(row[start:stop], weights[start:stop], counted, high)
+            mass, some = _from(row[start:stop], weights[start:stop], counted, high)
+        sums[start // BLOCK] = mass
+        above, more = above + mass, more + some
         whole = stop - (stop - start) % LANES
         for first in range(start, whole, LANES):
             bits, ties = between(row, first, low, high), equal(row, first, low)
@@ -173,38 +192,34 @@ def _gathered(row, weights, counted, low, high, keys, masses):
             elif x == low:
                 each = _mass(weights[i], counted) if count == 0 else each
                 count += 1
-    return above, np.float64(each), count, size
+        marks[start // BLOCK] = size
+    return above, more, np.float64(each), count, size
 
 
 @woven
-def _bracketed(row, weights, counted, target, total, space):
-    """(low, and what is gathered above it as of `_gathered`, with the mass of that): the prefix ends among these."""
-    keys, masses, sample_keys, sample_masses = space
+def _bracketed(row, weights, counted, target, total, sums, space, few, few_masses):
+    """(low, and what `_gathered` found above and at it): the prefix ends among these."""
     low, high = _NOTHING, _ALL
-    sample = _sampled(row, weights, counted, sample_keys, sample_masses) if row.size > _SMALL else 0
+    sample = _sampled(row, weights, counted, few, few_masses) if row.size > _SMALL else 0
+    few, few_masses = few[:sample], few_masses[:sample]
     budget = (total - target) * sample / row.size
     down = up = _SURE
     if sample > 0:
-        few, few_masses = sample_keys[:sample], sample_masses[:sample]
         low = number_of(_halved(few, few_masses, budget, down, counted)[0])
         high = _next(_halved(few, few_masses, budget, -up, counted))
     while True:
-        above, each, count, size = _gathered(row, weights, counted, low, high, keys, masses)
-        inside = _sum(masses[:size])
+        above, more, each, count, size = _gathered(row, weights, counted, low, high, sums, space)
+        inside = _sum(space[1][:size])
         if above >= target and high < _ALL:
-            low = high
             up *= _SURER
-            high = _next(_halved(sample_keys[:sample], sample_masses[:sample], budget, -up, counted))
-            if up > _SUREST or high <= low:
-                high = _ALL
+            low, high = high, _next(_halved(few, few_masses, budget, -up, counted))
         elif above + inside + each * count < target and low > _NOTHING:
-            high = low
             down *= _SURER
-            low = number_of(_halved(sample_keys[:sample], sample_masses[:sample], budget, down, counted)[0])
-            if down > _SUREST or low >= high:
-                low = _NOTHING
+            low, high = number_of(_halved(few, few_masses, budget, down, counted)[0]), low
         else:
-            return low, above, inside, each, count, size
+            return low, above, more, inside, each, count, size
+        if low >= high or up * down > _SUREST:  # the whole row, whatever rounding says
+            low, high = _NOTHING, _ALL
 
 
 @woven
@@ -213,55 +228,91 @@ def _next(keys):
     return _ALL if keys[0] == keys[1] else number_of(keys[1])
 
 
+@woven
+def _add_gathered(key, sums, space):
+    """Add to sums what is gathered above a key; (its mass, how many it is, the mass at the key, how many are there)."""
+    keys, masses, marks = space
+    above, more, at, count = 0.0, 0, 0.0, 0
+    start = 0
+    for block in range(sums.size):
+        stop = marks[block]
+        a, b, c, d = _above_and_at(keys[start:stop], masses[start:stop], key)
+        sums[block] += a
+        above, more, at, count = above + a, more + b, at + c, count + d
+        start = stop
+    return above, more, at, count
+
+
 @part
-def prefix(row, weights, counted, target, total, doubt, space):
-    """(The number at which the prefix ends, the last place at it that is in, whether float32 leaves that in doubt).
+def _add_ties(row, number, each, needed, sums):
+    """Add to sums so many of the elements that equal a number, from the first on; the place of the last of them."""
+    out_of_line()
+    for first in range(0, row.size - LANES + 1, LANES):
+        bits = equal(row, first, number)
+        found = bits_set(bits)
+        sums[first // BLOCK] += each * min(found, needed)
+        if found >= needed:
+            while needed > 1:
+                bits &= bits - 1
+                needed -= 1
+            return first + lowest_bit(bits)
+        needed -= found
+    for i in range(row.size - row.size % LANES, row.size):
+        if widen(row[i]) == number:
+            sums[i // BLOCK] += each
+            needed -= 1
+            if needed == 0:
+                return i
+    return row.size - 1
+
+
+@part
+def prefix(row, weights, counted, target, total, doubt, sums, space):
+    """(The number at which the prefix ends, the last place there, its mass, its length, whether these are in doubt).
 
     counted: 1.0 where each element is to weigh 1, else 0.0 (no bool: numba compiles each constant one apart). total:
-    the whole mass. doubt: how far the mass of a prefix may be off.
+    the whole mass. doubt: how far the mass of a prefix may be off. sums: takes the mass of each BLOCK in the prefix.
+    space: keys, masses and marks of what is gathered, keys and masses of a sample.
     """
     out_of_line()
     target = max(target, _LEAST)
-    number, above, inside, each, count, size = _bracketed(row, weights, counted, target, total, space)
+    keys, masses, marks, few, few_masses = space
+    space = keys, masses, marks
+    found = _bracketed(row, weights, counted, target, total, sums, space, few, few_masses)
+    number, above, more, inside, each, count, size = found
+    key = key_of(number)
     if size > 0 and above + inside >= target:
-        keys, masses = space[0][:size], space[1][:size]
-        key = _halved(keys, masses, above + inside - target, 0.0, counted)[0]
+        key = _halved(keys[:size], masses[:size], above + inside - target, 0.0, counted)[0]
         number = number_of(key)
-        more, at, count = _from(keys, masses, key)
-        above, each = above + more, at / count
-    else:
-        above += inside
+    if size > 0:
+        mass, some, at, ties = _add_gathered(key, sums, space)
+        above, more = above + mass, more + some
+        if ties > 0:
+            each, count = at / ties, ties
     if count == 0:  # rounding left the whole row's mass below the target
-        return number, row.size - 1, False
+        return number, row.size - 1, above, more, False
     needed = min(max(math.ceil((target - above) / each), 1), count)
     while needed > 1 and above + (needed - 1) * each >= target:
         needed -= 1
     while needed < count and above + needed * each < target:
         needed += 1
+    place = _add_ties(row, number, each, needed, sums)
     reached = above + needed * each
     in_doubt = abs(reached - target) <= doubt or abs(reached - each - target) <= doubt
-    place = row.size - 1 if needed == count else place_of(row, number, needed)
-    return number, place, in_doubt and doubt > 0
+    return number, place, reached, more + needed, in_doubt and doubt > 0
 
 
 @part
-def place_of(row, number, count):
-    """Where the count-th element that equals a number stands; what is out comes after what is in."""
+def first_place(row, number):
+    """Where a number stands first; what is out comes after what is in."""
     out_of_line()
     for first in range(0, row.size - LANES + 1, LANES):
         bits = equal(row, first, number)
-        found = bits_set(bits)
-        if found >= count:
-            while count > 1:
-                bits &= bits - 1
-                count -= 1
+        if bits != 0:
             return first + lowest_bit(bits)
-        count -= found
     for i in range(row.size - row.size % LANES, row.size):
         if widen(row[i]) == number:
-            count -= 1
-            if count == 0:
-                return i
+            return i
     return row.size - 1
 
 

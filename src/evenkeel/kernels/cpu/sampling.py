@@ -30,16 +30,19 @@ _WORTH_A_THREAD = 2**15  # elements
 
 
 @woven
-def _drawn(weights, sums, mass, uniform, slack):
-    """(The first place whose mass, with all before it, exceeds a share of the whole; whether that is in doubt)."""
+def _drawn(row, weights, sums, mass, number, end, uniform, slack):
+    """(The first place whose mass, with all before it, exceeds a share of the whole; whether that is in doubt).
+
+    What lies below a number, or at it behind its end, is out.
+    """
     target = uniform * mass
     block, before, last = 0, 0.0, 0
     while block < sums.size - 1 and before + sums[block] <= target:
         before += sums[block]
         block += 1
     for i in range(block * BLOCK, weights.size):
-        weight = np.float64(weights[i])
-        if weight > 0:
+        x, weight = widen(row[i]), np.float64(weights[i])
+        if weight > 0 and (x > number or (x == number and i <= end)):
             last = i
             if before + weight > target:
                 break
@@ -49,12 +52,14 @@ def _drawn(weights, sums, mass, uniform, slack):
 
 
 @woven
-def _chosen(row, weights, sums, options, last, weigh, slack, find_typical, work, uniform, logs):
+def _chosen(row, weights, sums, options, last, whole, weigh, slack, find_typical, work, uniform, logs):
     """(token, support, log-probability if logs, mass, whether these are in doubt) of a row of finite maximum."""
-    mass, count, doubt = filtered(row, weights, sums, options, last, weigh, slack, find_typical, work)
+    mass, count, number, end, doubt = filtered(
+        row, weights, sums, options, last, whole or logs, weigh, slack, find_typical, work
+    )
     token, logprob = 0, 0.0
     if not doubt:
-        token, doubt = _drawn(weights, sums, mass, uniform, slack)
+        token, doubt = _drawn(row, weights, sums, mass, number, end, uniform, slack)
     if logs and count > 1 and not doubt:
         logprob = log_share(row, weights, token, options[0])
     return token, count, logprob, mass, doubt
@@ -107,19 +112,22 @@ def _copy(row, copy):
 
 @woven
 def _cut(workspace, size):
-    """A thread's weights, block sums, copy of a row, and where prefixes and typical work, all of 64 bits."""
+    """A thread's weights, block sums, copy of a row, and where typical and prefixes work, all of 64 bits."""
     keys, masses, apart = workspace[size : 2 * size], workspace[2 * size : 3 * size], workspace[3 * size : 4 * size]
-    first = 5 * size
-    sample = room(size)
-    few, few_masses = workspace[first : first + sample], workspace[first + sample : first + 2 * sample]
-    sums = workspace[first + 2 * sample : first + 2 * sample + (size + BLOCK - 1) // BLOCK]
-    space = keys.view(np.uint64), masses, few.view(np.uint64), few_masses
-    return workspace[:size], sums, workspace[4 * size : first], apart, space
+    copy, rest = workspace[4 * size : 5 * size], workspace[5 * size :]
+    sample, blocks = room(size), (size + BLOCK - 1) // BLOCK
+    few, few_masses = rest[:sample], rest[sample : 2 * sample]
+    sums, marks = rest[2 * sample : 2 * sample + blocks], rest[2 * sample + blocks : 2 * sample + 2 * blocks]
+    space = keys.view(np.uint64), masses, marks.view(np.int64), few.view(np.uint64), few_masses
+    return workspace[:size], sums, copy, apart, space
 
 
 @woven
-def _as_32_bits(space):
-    return space[0].view(np.uint32), space[1].view(_F), space[2].view(np.uint32), space[3].view(_F)
+def _with_32_bits(space):
+    """The space of prefixes with keys of 32 bits, and with masses of as many."""
+    keys, masses, marks, few, few_masses = space
+    keys, few = keys.view(np.uint32), few.view(np.uint32)
+    return (keys, masses, marks, few, few_masses), (keys, masses.view(_F), marks, few, few_masses.view(_F))
 
 
 @inline
@@ -133,29 +141,30 @@ def _sample_32(start, stop, logits, stride, size, rows, parts, beside, workspace
     """beside and out are those of `_run`; for logits of up to 32 bits."""
     table, previous, bias_tokens, bias, last = beside
     uniforms, tokens, support, logprobs, shares = out
-    logs = len(logprobs) > 0
+    logs, whole = len(logprobs) > 0, len(shares) > 0
     for work in range(start, stop):
         weights, sums, copy, apart, space = _cut(workspaces[work], size)
-        half, copy, small = weights.view(_F)[:size], copy.view(_F)[:size], _as_32_bits(space)
-        narrow, wide = (apart, small, space), (apart, (small[0], space[1], small[2], space[3]), space)
+        half, copy = weights.view(_F)[:size], copy.view(_F)[:size]
+        wider, smaller = _with_32_bits(space)
+        wide, narrow = (apart, wider, space), (apart, smaller, space)
         for r in range(work, rows, parts):
             row, options, uniform = logits[r * stride : r * stride + size], table[r % len(table)], uniforms[r]
             fit, copied = _ready(row, copy, previous[r % len(previous)], counts[work], options, bias_tokens, bias)
             if not fit:
                 trouble[0] = 1
                 continue
-            if len(shares):
+            if whole:
                 chosen = 0, 0, 0.0, 0.0, True
             elif copied:
-                chosen = _chosen(copy, half, sums, options, last, fast, SLACK, undecided, narrow, uniform, logs)
+                chosen = _chosen(copy, half, sums, options, last, False, fast, SLACK, undecided, narrow, uniform, logs)
             else:
-                chosen = _chosen(row, half, sums, options, last, fast, SLACK, undecided, narrow, uniform, logs)
+                chosen = _chosen(row, half, sums, options, last, False, fast, SLACK, undecided, narrow, uniform, logs)
             if chosen[4]:
                 if not copied:
                     _copy(row, copy)
-                chosen = _chosen(copy, weights, sums, options, last, precise, 0.0, typical, wide, uniform, logs)
+                chosen = _chosen(copy, weights, sums, options, last, whole, precise, 0.0, typical, wide, uniform, logs)
             tokens[r], support[r] = chosen[0], chosen[1]
-            if len(shares):
+            if whole:
                 _write_shares(weights, chosen[3], shares[r])
             elif logs:
                 logprobs[r] = chosen[2]
@@ -166,7 +175,7 @@ def _sample_64(start, stop, logits, stride, size, rows, parts, beside, workspace
     """`_sample_32` for float64."""
     table, previous, bias_tokens, bias, last = beside
     uniforms, tokens, support, logprobs, shares = out
-    logs = len(logprobs) > 0
+    logs, whole = len(logprobs) > 0, len(shares) > 0
     for work in range(start, stop):
         weights, sums, copy, apart, space = _cut(workspaces[work], size)
         for r in range(work, rows, parts):
@@ -176,9 +185,9 @@ def _sample_64(start, stop, logits, stride, size, rows, parts, beside, workspace
                 trouble[0] = 1
                 continue
             row, at = copy if copied else row, (apart, space, space)
-            chosen = _chosen(row, weights, sums, options, last, precise, 0.0, typical, at, uniforms[r], logs)
+            chosen = _chosen(row, weights, sums, options, last, whole, precise, 0.0, typical, at, uniforms[r], logs)
             tokens[r], support[r] = chosen[0], chosen[1]
-            if len(shares):
+            if whole:
                 _write_shares(weights, chosen[3], shares[r])
             elif logs:
                 logprobs[r] = chosen[2]
@@ -188,14 +197,16 @@ class _Workspace(threading.local):
     """Memory that a thread's calls share, so that decoding allocates nothing per token."""
 
     def __init__(self) -> None:
+        self.parts = self.size = 0
         self.memory = np.empty((0, 0))
         self.counts = np.empty((0, 0), np.int32)
 
     def of(self, parts: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """For so many parts with rows of such a size: (parts, room for a row), and zeros (parts, size)."""
-        wanted = 5 * size + 2 * room(size) + -(-size // BLOCK)
-        if self.memory.shape[0] < parts or self.memory.shape[1] != wanted:
-            self.memory, self.counts = np.empty((parts, wanted)), np.zeros((parts, size), np.int32)
+        if self.parts < parts or self.size != size:
+            self.memory = np.empty((parts, 5 * size + 2 * room(size) + 2 * -(-size // BLOCK)))
+            self.counts = np.zeros((parts, size), np.int32)
+            self.parts, self.size = parts, size
         return self.memory, self.counts
 
 
@@ -204,28 +215,34 @@ _NO_SHARES = np.empty((0, 0))
 
 
 def sample(
-    logits: Tensor, beside: tuple[Any, ...], uniforms: np.ndarray, tokens: Tensor, support: Tensor, logprobs: Tensor
+    logits: Tensor,
+    beside: tuple[Any, ...],
+    uniforms: np.ndarray,
+    tokens: np.ndarray,
+    support: np.ndarray,
+    logprobs: np.ndarray,
 ) -> bool:
-    """Fill tokens, support and logprobs (rows,), the last unless empty; whether each row has a possible token, no NaN.
+    """Fill tokens, support and logprobs, the last unless empty; whether each row has a possible token and no NaN.
 
     logits: (rows, V). beside: options (rows or 1, COLUMNS), previous tokens (rows or 1, n), the tokens of a bias and
-    what is added to each, and whether the temperature comes last. uniforms: (rows,).
+    what is added to each, and whether the temperature comes last. uniforms: (rows,). The rest: a number for each row.
     """
-    return _run(logits, beside, (uniforms, as_array(tokens), as_array(support), as_array(logprobs), _NO_SHARES))
+    out = uniforms, tokens.reshape(-1), support.reshape(-1), logprobs.reshape(-1), _NO_SHARES
+    return _run(logits, beside, out)
 
 
-def distribution(logits: Tensor, beside: tuple[Any, ...], out: Tensor) -> bool:
-    """Fill out (rows, V) with what `sample` draws from, float64; the rest as of `sample`."""
+def distribution(logits: Tensor, beside: tuple[Any, ...], shares: np.ndarray) -> bool:
+    """Fill shares (rows, V) with what `sample` draws from, float64; the rest as of `sample`."""
     rows = len(logits)
     unused = np.full(rows, 0.5), np.empty(rows, np.int64), np.empty(rows, np.int64), np.empty(0)
-    return _run(logits, beside, (*unused, as_array(out)))
+    return _run(logits, beside, (*unused, shares))
 
 
 def _run(logits: Tensor, beside: tuple[Any, ...], out: tuple[np.ndarray, ...]) -> bool:
     """With a part for each thread, on the memory from the first row to the last, whatever lies between rows."""
     rows, size = logits.shape
     array = as_array(logits)
-    if array.flags.c_contiguous:
+    if logits.is_contiguous():
         stride, flat = size, array.reshape(-1)
     elif array.strides[1] == array.itemsize and array.strides[0] >= 0:
         stride = array.strides[0] // array.itemsize
@@ -237,5 +254,7 @@ def _run(logits: Tensor, beside: tuple[Any, ...], out: tuple[np.ndarray, ...]) -
     workspaces, counts = _WORKSPACE.of(parts, size)
     trouble = np.zeros(1, np.int64)
     kernel = _sample_64 if logits.dtype == torch.float64 else _sample_32
-    kernel(Division(parts, 1, threads), flat, stride, size, rows, parts, beside, workspaces, counts, out, trouble)
+    kernel.on_arrays(
+        Division(parts, 1, threads), flat, stride, size, rows, parts, beside, workspaces, counts, out, trouble
+    )
     return not trouble[0]
