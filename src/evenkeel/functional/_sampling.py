@@ -55,9 +55,10 @@ def sample(
     (typical), Hewitt et al. 2022 (epsilon), Tang et al. 2024 (top-nσ), Keskar et al. 2019 (repetition penalty).
     """
     sampler = chosen(sampler, options)
-    rows, previous = _rows(logits), _checked(logits, sampler, previous)
-    numbers = _numbers(logits.shape[:-1], seeds, position, generator)
-    shape, found = logits.shape[:-1], None
+    rows, shape = _rows(logits), logits.shape[:-1]
+    previous = _checked(logits, sampler, previous)
+    numbers = _numbers(shape, seeds, position, generator)
+    found = None
     if _has_kernel(rows):
         found = _by_kernel(rows, shape, sampler, previous, numbers, return_logprobs)
     if found is None:  # no kernel, or a row that it refuses
@@ -101,8 +102,10 @@ def _rows(logits: Tensor) -> Tensor:
 
 def _checked(logits: Tensor, sampler: Sampler, previous: Tensor | None) -> Tensor | None:
     """Previous tokens as (rows, n), where they matter."""
+    if previous is None and not sampler.logit_bias:
+        return None
     shape = logits.shape
-    if len(wrong := [token for token in sampler.bias[0] if not 0 <= token < shape[-1]]):
+    if wrong := [token for token in sampler.bias[0] if not 0 <= token < shape[-1]]:
         raise UsageError(f"logit_bias names token {wrong[0]}, but there are {shape[-1]} tokens")
     if previous is None:
         return None

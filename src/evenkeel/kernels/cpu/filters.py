@@ -11,10 +11,10 @@ import math
 import numpy as np
 
 from ._arithmetic import precise_exp64
-from ._compile import inline, out_of_line, part, rounded_as, widen, woven
+from ._compile import inline, larger, out_of_line, part, rounded_as, widen, woven
 from ._masks import key_of, midway, number_of
 from .prefixes import BLOCK, drop, first_place, prefix
-from .softmax import anchor_of, maximum, power, scale_of
+from .softmax import anchor_of, power, scale_of
 
 SLACK = 2.0**-22
 COLUMNS = (
@@ -41,8 +41,28 @@ _COUNTED, _WEIGHED = 1.0, 0.0
 _COLDEST = 1e-30  # temperature for float32
 
 
+@inline
+def ends(row):
+    """The smallest and the largest element; both NaN where one is."""
+    low = high = rounded_as(-np.inf, row)
+    for i in range(row.size):
+        x = widen(row[i])
+        low, high = larger(low, -x), larger(high, x)
+    return -low, high
+
+
 @inline(flags=_SUMS)
-def _fast_block(row, weights, again, scale, offset, anchor, floor):
+def _fast_block(row, weights, scale, offset, anchor, floor):
+    mass = 0.0
+    for i in range(row.size):
+        weight = power(widen(row[i]), scale, offset, anchor, floor)
+        weights[i] = weight
+        mass += np.float64(weight)
+    return mass
+
+
+@inline(flags=_SUMS)
+def _fast_block_of_some(row, weights, again, scale, offset, anchor, floor):
     mass, count = 0.0, _ZERO
     for i in range(row.size):
         x = widen(row[i])
@@ -57,10 +77,10 @@ def _fast_block(row, weights, again, scale, offset, anchor, floor):
 
 
 @part
-def fast(row, weights, sums, top, temperature, again):
+def fast(row, weights, sums, top, temperature, some, again):
     """float32 weights e^((x − top)/T), times a constant; (their mass, how many are not 0, that of the top).
 
-    again: what weighs 0 goes on to do so.
+    some: there are −inf among the numbers, or weights that are to stay 0: those that are, if again.
     """
     out_of_line()
     scale = scale_of(temperature)
@@ -68,10 +88,15 @@ def fast(row, weights, sums, top, temperature, again):
     total, count = 0.0, 0
     for start in range(0, row.size, BLOCK):
         stop = min(start + BLOCK, row.size)
-        mass, some = _fast_block(row[start:stop], weights[start:stop], again, scale, offset, anchor, floor)
+        left = stop - start
+        if some:
+            block, places = row[start:stop], weights[start:stop]
+            mass, left = _fast_block_of_some(block, places, again, scale, offset, anchor, floor)
+        else:
+            mass = _fast_block(row[start:stop], weights[start:stop], scale, offset, anchor, floor)
         sums[start // BLOCK] = mass
         total += mass
-        count += some
+        count += left
     return total, count, np.float64(power(top, scale, offset, anchor, floor))
 
 
@@ -92,7 +117,7 @@ def _precise_block(row, weights, again, top, temperature):
 
 
 @part
-def precise(row, weights, sums, top, temperature, again):
+def precise(row, weights, sums, top, temperature, some, again):
     """`fast` in float64."""
     out_of_line()
     total, count = 0.0, 0
@@ -221,20 +246,10 @@ def _first(row, weights, sums, k, count, space):
     return drop(row, weights, sums, number, place)
 
 
-@part
-def _as_one(row, weights):
-    """Whether what is in is all the same number."""
-    out_of_line()
-    top, equal = maximum(row), True
-    for i in range(row.size):
-        equal &= widen(row[i]) == top or weights[i] == _ZERO
-    return equal
-
-
 @woven
-def _top_p(row, weights, sums, p, mass, count, unit, slack, space, to_drop):
+def _top_p(row, weights, sums, p, mass, count, unit, alike, slack, space, to_drop):
     """(mass, count, number, place, doubt) of the prefix; what lies behind it is zeroed if it is to be dropped."""
-    if mass == count * unit and (slack == 0 or _as_one(row, weights)):  # all weigh the same, and are counted
+    if alike and mass == count * unit:  # all weigh the same, and are counted
         mass, count = _first(row, weights, sums, p * count, count, space)
         return mass, count, rounded_as(-np.inf, row), row.size, False
     doubt = slack * 2 * p * (1 - p) * mass
@@ -267,7 +282,7 @@ def _epsilon(row, weights, sums, epsilon, top, temperature, mass, slack):
 
 
 @part
-def filtered(row, weights, sums, options, last, whole, weigh, slack, find_typical, work):
+def filtered(row, lowest, top, weights, sums, options, last, whole, weigh, slack, find_typical, work):
     """Weigh a row of finite maximum and filter it; (mass and count of what is left, its end, whether that is in doubt).
 
     Its end is (number, place): below the one, and at it behind the other, elements are out even if they have a weight.
@@ -277,14 +292,14 @@ def filtered(row, weights, sums, options, last, whole, weigh, slack, find_typica
     """
     out_of_line()
     apart, space, typical_space = work
-    top, heat = maximum(row), 1.0 if last else options[_HEAT]
+    heat = 1.0 if last else options[_HEAT]
     number, place = rounded_as(-np.inf, row), row.size
     if heat == 0:
         mass, count = _only(weights, sums, first_place(row, top))
         return mass, count, number, place, False
     if slack > 0 and 0 < options[_HEAT] < _COLDEST:
         return 1.0, 1, number, place, True
-    mass, count, unit = weigh(row, weights, sums, top, heat, False)
+    mass, count, unit = weigh(row, weights, sums, top, heat, lowest == _NOTHING, False)
     doubt = False
     again = last and options[_HEAT] != 1
     if options[_TOP_N_SIGMA] < np.inf:
@@ -297,9 +312,10 @@ def filtered(row, weights, sums, options, last, whole, weigh, slack, find_typica
         mass, count, doubt = find_typical(row, weights, sums, top, mass, options[_TYPICAL_P], apart, typical_space)
         top = _kept_maximum(row, weights)
     if options[_TOP_P] < 1 and not doubt:
+        alike = slack == 0 or lowest == top  # where float32 tells nothing apart, float64 might
         more = again or options[_MIN_P] > 0 or options[_EPSILON] > 0 or (not last and options[_TYPICAL_P] < 1)
         mass, count, number, place, doubt = _top_p(
-            row, weights, sums, options[_TOP_P], mass, count, unit, slack, space, whole or more
+            row, weights, sums, options[_TOP_P], mass, count, unit, alike, slack, space, whole or more
         )
     if options[_MIN_P] > 0:
         mass, count = _from_bound(row, weights, sums, _lowest(np.float64(top), _reaches, options[_MIN_P], 1.0, heat))
@@ -318,7 +334,7 @@ def _heated(row, weights, sums, top, temperature, weigh):
     """Weigh what is left once more, at a temperature."""
     if temperature == 0:
         return _only(weights, sums, first_place(row, top))
-    mass, count, _ = weigh(row, weights, sums, top, temperature, True)
+    mass, count, _ = weigh(row, weights, sums, top, temperature, True, True)
     return mass, count
 
 

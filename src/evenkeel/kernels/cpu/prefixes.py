@@ -23,7 +23,8 @@ _STRETCH = 16  # neighbours in a sample
 _LARGEST = 4096  # sample, of one element in _FEWEST or fewer
 _FEWEST = 32
 _SMALL = 1024  # a row of so few is gathered whole
-_SURE, _SURER, _SUREST = 3.0, 5.0, 1000.0  # deviations of the sampled mass, below and above; times so much; their limit
+_SURE, _SURER, _SUREST = 2.7, 5.0, 1000.0  # deviations of the sampled mass, below and above; times so much; their limit
+_HALF, _BY_NUMBER = _F(0.5), 16  # steps: as many as tell 65,536 evenly spread numbers apart
 _LEAST = 5e-324  # a prefix holds one element
 
 
@@ -101,6 +102,16 @@ def _onward(keys, key):
     return moved(key, first)
 
 
+@inline
+def _between(low, high, steps):
+    """A key above low and up to high: that of the mean number at first, the mean key where that has not led far."""
+    trial = midway(low, high)
+    first = number_of(low)
+    if steps < _BY_NUMBER and first > _NOTHING:
+        trial = key_of(first * _HALF + number_of(high) * _HALF)
+    return trial if low < trial <= high else high
+
+
 @part
 def _halved(keys, weights, budget, sureness, counted):
     """(The largest key below which the mass, and so many of its deviations, stay within a budget; the next key).
@@ -109,9 +120,11 @@ def _halved(keys, weights, budget, sureness, counted):
     """
     out_of_line()
     low, after = _ends(keys)
-    upper = trial = after
-    total = _sum(weights)
+    upper = after
+    total, steps = _sum(weights), 0
     while low < upper:
+        trial = _between(low, upper, steps)
+        steps += 1
         mass, squares = _below(keys, weights, trial)
         if counted > 0:
             squares *= 1 - mass / total
@@ -119,9 +132,6 @@ def _halved(keys, weights, budget, sureness, counted):
             low = _onward(keys, trial)
         else:
             after, upper = _onward(keys, trial), _before(keys, trial)
-        trial = midway(low, upper)
-        if trial == low:
-            trial = upper
     return low, after
 
 

@@ -17,9 +17,8 @@ from torch import Tensor
 from ._compile import as_array, inline, widen, woven
 from ._spread import spread
 from ._threads import Division, divided
-from .filters import COLUMNS, SLACK, fast, filtered, log_share, precise, typical, undecided
+from .filters import COLUMNS, SLACK, ends, fast, filtered, log_share, precise, typical, undecided
 from .prefixes import BLOCK, room
-from .softmax import maximum
 
 _F = np.float32
 _NOTHING, _ALL = _F(-np.inf), _F(np.inf)
@@ -52,10 +51,10 @@ def _drawn(row, weights, sums, mass, number, end, uniform, slack):
 
 
 @woven
-def _chosen(row, weights, sums, options, last, whole, weigh, slack, find_typical, work, uniform, logs):
+def _chosen(row, low, top, weights, sums, options, last, whole, weigh, slack, find_typical, work, uniform, logs):
     """(token, support, log-probability if logs, mass, whether these are in doubt) of a row of finite maximum."""
     mass, count, number, end, doubt = filtered(
-        row, weights, sums, options, last, whole or logs, weigh, slack, find_typical, work
+        row, low, top, weights, sums, options, last, whole or logs, weigh, slack, find_typical, work
     )
     token, logprob = 0, 0.0
     if not doubt:
@@ -90,18 +89,17 @@ def _finite(copy):
 
 @woven
 def _ready(row, copy, previous, counts, options, bias_tokens, bias):
-    """(Whether the row is as it should be, whether `copy` stands for it): without +inf, and charged."""
-    top = maximum(row)
-    if not top > _NOTHING:
-        return False, False
-    if previous.size == 0 and bias_tokens.size == 0 and top < _ALL:
-        return True, False
+    """(Whether a token can be chosen, whether `copy` stands for the row: charged, and finite above; its ends)."""
+    low, top = ends(row)
+    if not top > _NOTHING or (previous.size == 0 and bias_tokens.size == 0 and top < _ALL):
+        return top > _NOTHING, False, low, top
     _copy(row, copy)
     _with_charges(copy, previous, counts, options, bias_tokens, bias)
-    top = maximum(copy)
+    low, top = ends(copy)
     if top == _ALL:
         _finite(copy)
-    return top > _NOTHING, True
+        low, top = ends(copy)
+    return top > _NOTHING, True, low, top
 
 
 @inline
@@ -149,20 +147,28 @@ def _sample_32(start, stop, logits, stride, size, rows, parts, beside, workspace
         wide, narrow = (apart, wider, space), (apart, smaller, space)
         for r in range(work, rows, parts):
             row, options, uniform = logits[r * stride : r * stride + size], table[r % len(table)], uniforms[r]
-            fit, copied = _ready(row, copy, previous[r % len(previous)], counts[work], options, bias_tokens, bias)
+            fit, copied, low, top = _ready(
+                row, copy, previous[r % len(previous)], counts[work], options, bias_tokens, bias
+            )
             if not fit:
                 trouble[0] = 1
                 continue
             if whole:
                 chosen = 0, 0, 0.0, 0.0, True
             elif copied:
-                chosen = _chosen(copy, half, sums, options, last, False, fast, SLACK, undecided, narrow, uniform, logs)
+                chosen = _chosen(
+                    copy, low, top, half, sums, options, last, False, fast, SLACK, undecided, narrow, uniform, logs
+                )
             else:
-                chosen = _chosen(row, half, sums, options, last, False, fast, SLACK, undecided, narrow, uniform, logs)
+                chosen = _chosen(
+                    row, low, top, half, sums, options, last, False, fast, SLACK, undecided, narrow, uniform, logs
+                )
             if chosen[4]:
                 if not copied:
                     _copy(row, copy)
-                chosen = _chosen(copy, weights, sums, options, last, whole, precise, 0.0, typical, wide, uniform, logs)
+                chosen = _chosen(
+                    copy, low, top, weights, sums, options, last, whole, precise, 0.0, typical, wide, uniform, logs
+                )
             tokens[r], support[r] = chosen[0], chosen[1]
             if whole:
                 _write_shares(weights, chosen[3], shares[r])
@@ -180,12 +186,16 @@ def _sample_64(start, stop, logits, stride, size, rows, parts, beside, workspace
         weights, sums, copy, apart, space = _cut(workspaces[work], size)
         for r in range(work, rows, parts):
             row, options = logits[r * stride : r * stride + size], table[r % len(table)]
-            fit, copied = _ready(row, copy, previous[r % len(previous)], counts[work], options, bias_tokens, bias)
+            fit, copied, low, top = _ready(
+                row, copy, previous[r % len(previous)], counts[work], options, bias_tokens, bias
+            )
             if not fit:
                 trouble[0] = 1
                 continue
             row, at = copy if copied else row, (apart, space, space)
-            chosen = _chosen(row, weights, sums, options, last, whole, precise, 0.0, typical, at, uniforms[r], logs)
+            chosen = _chosen(
+                row, low, top, weights, sums, options, last, whole, precise, 0.0, typical, at, uniforms[r], logs
+            )
             tokens[r], support[r] = chosen[0], chosen[1]
             if whole:
                 _write_shares(weights, chosen[3], shares[r])
@@ -200,14 +210,15 @@ class _Workspace(threading.local):
         self.parts = self.size = 0
         self.memory = np.empty((0, 0))
         self.counts = np.empty((0, 0), np.int32)
+        self.trouble = np.empty(1, np.int64)
 
-    def of(self, parts: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """For so many parts with rows of such a size: (parts, room for a row), and zeros (parts, size)."""
+    def of(self, parts: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For so many parts with rows of such a size: (parts, room for a row), zeros (parts, size), and one number."""
         if self.parts < parts or self.size != size:
             self.memory = np.empty((parts, 5 * size + 2 * room(size) + 2 * -(-size // BLOCK)))
             self.counts = np.zeros((parts, size), np.int32)
             self.parts, self.size = parts, size
-        return self.memory, self.counts
+        return self.memory, self.counts, self.trouble
 
 
 _WORKSPACE = _Workspace()
@@ -239,22 +250,25 @@ def distribution(logits: Tensor, beside: tuple[Any, ...], shares: np.ndarray) ->
 
 
 def _run(logits: Tensor, beside: tuple[Any, ...], out: tuple[np.ndarray, ...]) -> bool:
-    """With a part for each thread, on the memory from the first row to the last, whatever lies between rows."""
+    """With a part for each thread."""
     rows, size = logits.shape
     array = as_array(logits)
     if logits.is_contiguous():
         stride, flat = size, array.reshape(-1)
     elif array.strides[1] == array.itemsize and array.strides[0] >= 0:
         stride = array.strides[0] // array.itemsize
-        flat = as_strided(array, ((rows - 1) * stride + size,), (array.itemsize,))
+        flat = _spanned(array, stride)
     else:
         stride, flat = size, np.ascontiguousarray(array).reshape(-1)
-    threads = divided(rows, max(1, _WORTH_A_THREAD // size)).threads
+    threads = divided(rows, max(1, _WORTH_A_THREAD // size)).threads if rows > 1 else 1
     parts = min(rows, threads)
-    workspaces, counts = _WORKSPACE.of(parts, size)
-    trouble = np.zeros(1, np.int64)
+    memory, counts, trouble = _WORKSPACE.of(parts, size)
+    trouble[0] = 0
     kernel = _sample_64 if logits.dtype == torch.float64 else _sample_32
-    kernel.on_arrays(
-        Division(parts, 1, threads), flat, stride, size, rows, parts, beside, workspaces, counts, out, trouble
-    )
+    kernel.on_arrays(Division(parts, 1, threads), flat, stride, size, rows, parts, beside, memory, counts, out, trouble)
     return not trouble[0]
+
+
+def _spanned(array: np.ndarray, stride: int) -> np.ndarray:
+    """The memory from the first row to the last, whatever lies between rows."""
+    return as_strided(array, ((array.shape[0] - 1) * stride + array.shape[1],), (array.itemsize,))

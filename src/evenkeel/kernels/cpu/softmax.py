@@ -69,16 +69,17 @@ def anchor_of(top, scale):
 def power(x, scale, offset, anchor, floor):
     """2^((x − offset)·scale − anchor)."""
     high, low, _ = scale
+    rounding = _ROUND - anchor  # what is added to round, so that the anchor is subtracted with it
     z = x - offset
     z = floor if z < floor else z
-    t = fma(z, high, _ROUND)
-    f = fma(z, low, fma(z, high, -(t - _ROUND)))
+    t = fma(z, high, rounding)
+    f = fma(z, low, fma(z, high, -(t - rounding)))
     p = fma(f, _C6, _C5)
     p = fma(f, p, _C4)
     p = fma(f, p, _C3)
     p = fma(f, p, _C2)
     p = fma(f, p, _C1)
-    return add_exponent(fma(f, p, _ONE), t - anchor)
+    return add_exponent(fma(f, p, _ONE), t)
 
 
 @inline(flags=_SUMS)
