@@ -40,9 +40,13 @@ def _with_one(values: Tensor, value: float) -> Tensor:
     return values
 
 
-def _stripes(count: int, value: float) -> Tensor:
+def _in_stripes(count: int, inside: Tensor | float, outside: Tensor | float) -> Tensor:
     """Something that whoever looks at some places only may miss, or take for all there is."""
-    return torch.where(torch.arange(count) % 512 < 16, value, _normal(count))
+    return torch.where(torch.arange(count) % 512 < 16, inside, outside).expand(count).double()
+
+
+def _few_heavy(count: int) -> Tensor:
+    return torch.where(torch.rand(count) < 0.01, 5.0, -30.0)
 
 
 def _normal(count: int) -> Tensor:
@@ -64,8 +68,9 @@ KINDS: dict[str, Kind] = {
     "close": lambda count, dtype: 0.5 + 1e-7 * torch.randint(5, (count,)).double(),
     "nearly equal": lambda count, dtype: 1e-8 * torch.randn(count, dtype=torch.float64),
     "far from 0": lambda count, dtype: 12345.678 + _normal(count),
-    "high stripes": lambda count, dtype: _stripes(count, 9.0),
-    "low stripes": lambda count, dtype: _stripes(count, -30.0),
+    "high stripes": lambda count, dtype: _in_stripes(count, 9.0, _normal(count)),
+    "low stripes": lambda count, dtype: _in_stripes(count, -30.0, _normal(count)),
+    "heavy beside stripes": lambda count, dtype: _in_stripes(count, torch.randn(count), _few_heavy(count)),
     "masked": lambda count, dtype: _some(_normal(count), 0.9, -math.inf),
     "lowest": lambda count, dtype: _some(_normal(count), 0.5, max(torch.finfo(dtype).min, -3e38)),
     "zeros": lambda count, dtype: torch.tensor([0.0, -0.0, -1.0])[torch.randint(3, (count,))],
@@ -78,7 +83,18 @@ KINDS: dict[str, Kind] = {
     "descending": lambda count, dtype: _normal(count).sort(descending=True).values,
     "single": lambda count, dtype: _with_one(torch.full((count,), -math.inf), 2.0),
 }
-CLOSE = ("normal", "heavy head", "peaked", "coarse", "masked", "nearly equal", "far from 0", "close", "high stripes")
+CLOSE = (
+    "normal",
+    "heavy head",
+    "peaked",
+    "coarse",
+    "masked",
+    "nearly equal",
+    "far from 0",
+    "close",
+    "high stripes",
+    "heavy beside stripes",
+)
 FINITE = tuple(name for name in KINDS if name not in ("masked", "infinite", "single"))
 
 

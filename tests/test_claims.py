@@ -52,7 +52,9 @@ VERDICT_OF = {
     "C17": HOLDS,
     "C18": FAILS,
     "C20": CAVEAT,
+    "C21": CAVEAT,
     "C22": HOLDS,
+    "C24": HOLDS,
     "C31": FAILS,
     "C33": FAILS,
     "C34": FAILS,
@@ -159,8 +161,13 @@ def test_noise_outweighs_a_failure_and_a_failure_a_caveat() -> None:
         ("C16", {"dim.64.entropy_share": 0.5}, FAILS),  # 1/d_k and yet peaked
         ("C17", {"sqrt.query_gradient_spread": 4.0}, FAILS),  # gradients that follow d_k
         ("C20", {"logits_10_and_5.ratio": 2.0}, FAILS),  # the ratio of the logits
+        ("C21", {"ladder.smallest_rise_of_entropy": -0.5}, FAILS),  # a temperature that sharpens where it is high
+        ("C21", {"ladder.argmax_changes": 0.01}, FAILS),  # one that changes which token comes first
+        ("C21", {"zero.defined_by_formula": 1.0, "orders.distance": 0.0}, HOLDS),  # one convention, and 0 is like 0.1
         ("C22", {"implementations.survivors": 0.75}, FAILS),  # one that overflows
         ("C22", {"implementations": 1.0}, UNDECIDED),  # too few to say "every"
+        ("C24", {"top_p.rows_unlike_the_definition": 0.5}, FAILS),  # top-p of something else
+        ("C24", {"draws.largest_deviation": 30.0}, FAILS),  # draws from another distribution
         ("C35", {"binary_classifier.probability_error": 0.2}, FAILS),
         ("C36", {"sigmoid.mean_share_after_block_24": 0.01}, FAILS),  # a stream that stays centred anyway
         ("C41", {"spread_ten.largest_weight": 0.01}, FAILS),  # never peaked
@@ -375,6 +382,35 @@ def test_softmax(numbers: dict[str, dict[str, float]]) -> None:
     normaliser = math.log(128_256) + 8  # of logits from N(0, 4²)
     below = 0.5 * math.erfc(-(normaliser - 25 * math.log(2)) / 4 / math.sqrt(2))
     assert c43["torch.float16.zero_share_of_vocabulary"] == pytest.approx(below, abs=0.03)
+
+
+def test_temperatures_and_filters(numbers: dict[str, dict[str, float]]) -> None:
+    """The same arms in NumPy, with another seed."""
+
+    def softmax(logits: np.ndarray) -> np.ndarray:
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        return weights / weights.sum(-1, keepdims=True)
+
+    def support(p: np.ndarray, share: float) -> int:
+        return 1 + int((np.cumsum(np.sort(p)[::-1]) < share).sum())
+
+    random = np.random.default_rng(11)
+    c21, c24 = numbers["C21"], numbers["C24"]
+    logits = 3 * random.normal(size=(2000, 1000))
+    for name, temperature in (("half", 0.5), ("one", 1.0), ("two", 2.0)):
+        p = softmax(logits / temperature)
+        entropy = -(p * np.log(p + 1e-300)).sum(-1).mean()
+        assert c21[f"{name}.entropy"] == pytest.approx(entropy, rel=0.15)
+        assert c21[f"{name}.largest_weight"] == pytest.approx(p.max(-1).mean(), rel=0.3)
+    assert c21["half.entropy"] < c21["one.entropy"] < c21["two.entropy"] < math.log(1000)
+    for name, heat in (("transformers", 2.0), ("llama_cpp", 1.0)):
+        kept = np.mean([support(p, 0.9) for p in softmax(logits / heat)])
+        assert c21[f"{name}.support"] == pytest.approx(kept, rel=0.2)
+    logits = 3 * random.normal(size=(2000, 500))
+    for heat, temperature in (("half", 0.5), ("one", 1.0), ("two", 2.0)):
+        for name, share in (("p_50", 0.5), ("p_90", 0.9), ("p_99", 0.99)):
+            kept = np.mean([support(p, share) for p in softmax(logits / temperature)])
+            assert c24[f"{heat}.{name}.support"] == pytest.approx(kept, rel=0.5, abs=1)
 
 
 def test_peaks_follow_the_spread(numbers: dict[str, dict[str, float]]) -> None:

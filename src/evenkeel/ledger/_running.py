@@ -13,7 +13,7 @@ import torch
 
 from ..catalogue import Catalogue
 from ..schema import SCHEMA_VERSION
-from . import binary, centring, cost, depth, descent, gating, low_precision, saturation, scores, softmax
+from . import binary, centring, cost, depth, descent, gating, low_precision, sampling, saturation, scores, softmax
 from ._claim import Claim, MeasuredClaim
 
 CLAIMS: Catalogue[Claim] = Catalogue("claim")
@@ -30,7 +30,9 @@ for _claim in (
     scores.C17,
     low_precision.C18,
     softmax.C20,
+    sampling.C21,
     softmax.C22,
+    sampling.C24,
     centring.C31,
     gating.C33,
     binary.C34,

@@ -149,11 +149,11 @@ def _sampled(row, weights, counted, keys, masses):
 
 
 @inline(flags=_SUMS)
-def _from(row, weights, counted, number):
+def _from(row, weights, number):
     """(The mass, how many) of what lies at a number or above, in a block."""
     mass, count = 0.0, _ZERO
     for i in range(row.size):
-        weight = _mass(weights[i], counted) if widen(row[i]) >= number else _ZERO
+        weight = weights[i] if widen(row[i]) >= number else _ZERO
         mass += np.float64(weight)
         count += _ONE if weight > _ZERO else _ZERO
     return mass, int(count)
@@ -183,7 +183,8 @@ def _gathered(row, weights, counted, low, high, sums, space):
         stop = min(start + BLOCK, row.size)
         mass, some = 0.0, 0
         if high < _ALL:
-            mass, some = _from(row[start:stop], weights[start:stop], counted, high)
+            mass, some = _from(row[start:stop], weights[start:stop], high)
+            mass = some if counted > 0 else mass
         sums[start // BLOCK] = mass
         above, more = above + mass, more + some
         whole = stop - (stop - start) % LANES
