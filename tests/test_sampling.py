@@ -261,6 +261,19 @@ def test_a_penalty_is_rounded_to_the_precision_of_the_logits():
     assert kept(torch.tensor([1.0, 1.0]), logit_bias={1: 1e-8}, top_k=1) == [0]
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_three_penalties_are_rounded_once(dtype: torch.dtype):
+    logits, previous = torch.randn(64, 30).to(dtype), torch.randint(-1, 30, (64, 10))
+    for _ in either_way():
+        found = distribution(
+            logits, previous=previous, repetition_penalty=1.37, presence_penalty=0.3123, frequency_penalty=0.217
+        )
+        for row, tokens in enumerate(previous.tolist()):
+            before = [token for token in tokens if token >= 0]
+            exact = reference.ranked(reference.penalized(logits[row], before, 1.37, 0.3123, 0.217))
+            assert_as_defined(found[row], exact)
+
+
 @pytest.mark.parametrize(
     ("warper", "options"),
     [
@@ -354,6 +367,10 @@ def test_a_row_without_a_token_is_named(dtype: torch.dtype, place: int, number: 
         (lambda: sample(torch.tensor([[-math.inf] * 2])), "row 0 of the logits is −inf throughout"),
         (lambda: sample(torch.ones(2, 3, dtype=torch.long)), "give floating"),
         (lambda: sample(torch.zeros(3), top_q=0.5), "no option 'top_q'"),
+        (lambda: sample(torch.zeros(3), seeds=1.5), "seeds is 1.5; give a whole number"),  # pyright: ignore
+        (lambda: sample(torch.zeros(2, 3), seeds=torch.ones(2)), r"torch.arange\(2\)"),
+        (lambda: sample(torch.zeros(3), top_k=1.5), "top_k is 1.5; give a whole number"),
+        (lambda: sample(torch.zeros(3), logit_bias={1.5: 2.0}), "logit_bias names 1.5"),
         (lambda: Sampler(top_p=1.5), "top_p is 1.5; it must lie from 0 to 1"),
         (lambda: Sampler(order="vllm"), "'transformers', 'llama.cpp'"),  # pyright: ignore[reportArgumentType]
         (lambda: sample(torch.zeros(2, 3), top_p=torch.ones(3)), r"one for each row: \(2,\)"),

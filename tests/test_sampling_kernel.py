@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from evenkeel.functional import Sampler, sample
+from evenkeel.functional import Sampler, distribution, sample
 from evenkeel.kernels import cpu
 
 pytestmark = pytest.mark.skipif(cpu.unavailable_because() is not None, reason="there is no kernel here")
 
-APART, STRETCH = 512, 16
-"""How a row of up to 131,072 is sampled: the first 16 of each 512."""
+APART, STRETCH, JITTER = 512, 16, 40503
+"""How a row of up to 131,072 is sampled: 16 of each 512, from a place on that the number of the 512 gives."""
 
 
 def support_by_sorting(logits: Tensor, p: float, temperature: float) -> int:
@@ -27,7 +29,9 @@ def support_by_sorting(logits: Tensor, p: float, temperature: float) -> int:
 
 
 def is_sampled(size: int) -> Tensor:
-    return torch.arange(size) % APART < STRETCH
+    places = torch.arange(size)
+    first = places // APART * JITTER % (APART - STRETCH + 1)
+    return (places % APART >= first) & (places % APART < first + STRETCH)
 
 
 MISLEADING = {
@@ -54,6 +58,64 @@ def test_a_misleading_sample_costs_time_and_nothing_else(name: str, size: int):
             assert int(found) == support_by_sorting(logits, p, temperature), (p, temperature)
     for k in (1, 2, 1000, size - 1):
         assert int(sample(logits, top_k=k, seeds=1).support) == k
+
+
+def test_the_sample_is_where_these_tests_think():
+    from evenkeel.kernels.cpu.prefixes import _sampled
+
+    row = torch.arange(40_000.0).numpy()
+    keys, masses = np.empty(2000, np.uint32), np.empty(2000, np.float32)
+    count = _sampled(row, row + 1, 0.0, keys, masses)
+    assert set(masses[:count] - 1) == set(torch.arange(40_000)[is_sampled(40_000)][:count].tolist())
+
+
+@pytest.mark.parametrize("p", (0.1, 0.2, 0.25, 0.6))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float64))
+def test_what_typical_left_of_equal_numbers_is_all_that_counts(p: float, dtype: torch.dtype):
+    """typical_p cuts through the more probable of two numbers, whose last places are out, and top_p follows."""
+    places = torch.arange(4096)
+    logits = torch.where((places % 512 < 16) | (places >= 3600), 0.5, 0.0).to(dtype)
+    upper = int((logits > 0).sum())
+    whole = (4096 - upper) + upper * math.exp(0.5)
+    kept = 127.5 * math.exp(0.5)
+    found = sample(logits, order="llama.cpp", typical_p=(4096 - upper + kept) / whole, top_p=p, seeds=1).support
+    left = np.r_[np.full(128, math.exp(0.5)), np.ones(4096 - upper)].cumsum()
+    assert int(found) == int(np.searchsorted(left, p * left[-1])) + 1
+
+
+def test_what_is_impossible_is_never_in_the_support():
+    torch.manual_seed(0)
+    for p in (1 - 2.0**-52, 1 - 2.0**-53, 1 - 1e-12, 0.9):
+        for size in (2000, 50_000):
+            logits = torch.where(torch.rand(20, size) < 0.5, -math.inf, torch.randn(20, size))
+            found = sample(logits, top_p=p, seeds=torch.arange(20))
+            assert (found.support <= (logits > -math.inf).sum(-1)).all()
+            assert logits.gather(1, found.tokens[:, None]).isfinite().all()
+
+
+def test_numbers_at_the_ends_of_float64():
+    torch.manual_seed(0)
+    logits = torch.randn(1, 100, dtype=torch.float64)
+    masked, finite = logits.clone(), logits.clone()
+    masked[0, 50:], finite[0, 50:] = -math.inf, torch.finfo(torch.float64).min
+    assert torch.equal(distribution(finite, typical_p=0.5), distribution(masked, typical_p=0.5))
+    wide = torch.tensor([[1e308, -1e308, -1e307, -math.inf]], dtype=torch.float64)
+    assert distribution(wide, top_n_sigma=1.0).tolist() == [[1, 0, 0, 0]]
+    assert distribution(torch.tensor([1e4, 0.0])).tolist() == [1, 0]
+
+
+def test_vocabularies_in_turn_and_python_threads():
+    torch.manual_seed(0)
+    rows = [torch.randn(2, size) for size in (3000, 70, 9000, 1025)]
+    options: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9, "frequency_penalty": 0.5}
+    before = [torch.randint(len(row[0]), (2, 30)) for row in rows]
+
+    def tokens(place: int) -> list[int]:
+        return sample(rows[place], previous=before[place], seeds=place, **options).tokens.tolist()
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(tokens, list(range(4)) * 50))
+    assert together == [tokens(place) for place in range(4)] * 50
 
 
 def test_float32_weights_are_within_their_bound():

@@ -37,9 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _examined(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from ..functional import distribution
+    from ..functional._sampling import sorted_distribution  # a kernel would have to be compiled for a few numbers
 
-    p = distribution(torch.tensor(arguments.logits, dtype=torch.float64), chosen_sampler(arguments))
+    p = sorted_distribution(torch.tensor(arguments.logits, dtype=torch.float64), chosen_sampler(arguments))
     spread = Spread.of(p)
     return {
         "temperature": arguments.temperature,

@@ -107,7 +107,7 @@ def _top_n_sigma(scores: Tensor, n: Tensor, order: Tensor) -> Tensor:
     possible = scores > -torch.inf
     scale = torch.where((scores.abs() > _HUGE) & possible, _SHRINKING, 1.0).amin(-1, keepdim=True)
     top, count = scores.amax(-1, keepdim=True), possible.sum(-1, keepdim=True)
-    below = torch.where(possible, (scores - top) * scale, 0)
+    below = torch.where(possible, scores * scale - top * scale, 0)
     apart = torch.where(possible, below - below.sum(-1, keepdim=True) / count, 0)
     deviation = (apart.square().sum(-1, keepdim=True) / count).sqrt()
     return _only(scores, (-below <= n * deviation) & possible | (n == torch.inf))

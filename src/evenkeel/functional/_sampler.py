@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
+from numbers import Integral
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -79,6 +80,10 @@ class Sampler:
             inside = (value >= low) & (value <= high)
             if not (bool(inside.all()) if isinstance(inside, Tensor) else inside):
                 raise UsageError(f"{name} is {value}; it must lie from {low:g} to {high:g}")
+        if not isinstance(self.top_k, Tensor) and self.top_k != math.inf and self.top_k != int(self.top_k):
+            raise UsageError(f"top_k is {self.top_k}; give a whole number")
+        if wrong := [token for token in self.logit_bias or {} if not isinstance(token, Integral)]:
+            raise UsageError(f"logit_bias names {wrong[0]!r}; give token numbers, as int")
 
     @cached_property
     def charges(self) -> bool:

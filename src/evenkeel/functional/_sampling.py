@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,7 +47,7 @@ def sample(
     as options: see Sampler; a Sampler that is made once saves its checks. previous: token numbers (..., n) that came
     before, negative where there is none. seeds: one number for all rows or one for each (...), and position likewise: a
     row's token depends on its own seed and position only, whatever else is in the batch and however many threads there
-    are. generator: torch's, instead of seeds.
+    are, so that rows of one seed and position share their uniform number. generator: torch's, instead of seeds.
     Tokens stand in the order of their logits, equal ones by their number. Penalties and bias are computed in float64,
     each rounded once to float32 (float64 for float64 logits). Probabilities, their sums and the inverse CDF are
     float64, so that no tail is lost; a CPU kernel uses float32 where its error bound proves the outcome.
@@ -80,6 +81,11 @@ def distribution(
         if _kernels().distribution(rows, _beside(logits.shape[:-1], sampler, previous), out.reshape(rows.shape)):
             return torch.from_numpy(out)
     return _scores(rows, logits.shape[:-1], sampler, previous).softmax(-1).view(logits.shape)
+
+
+def sorted_distribution(logits: Tensor, sampler: Sampler) -> Tensor:
+    """`distribution` in torch alone: slower, and at once where no kernel has been compiled yet."""
+    return _scores(_rows(logits), logits.shape[:-1], sampler, None).softmax(-1).view(logits.shape)
 
 
 def _has_kernel(rows: Tensor) -> bool:
@@ -116,7 +122,7 @@ def _checked(logits: Tensor, sampler: Sampler, previous: Tensor | None) -> Tenso
         )
     if not sampler.charges or previous.shape[-1] == 0:
         return None
-    tokens = previous.reshape(-1, previous.shape[-1]).long()
+    tokens = previous.reshape(-1, previous.shape[-1]).to(logits.device, torch.int64)
     if bool((tokens >= shape[-1]).any()):
         raise UsageError(f"previous holds {int(tokens.max())}, but there are {shape[-1]} tokens")
     return tokens
@@ -137,14 +143,16 @@ def _numbers(
 def _per_row(name: str, value: int | Tensor, shape: torch.Size) -> np.ndarray:
     """int64 (1,) or (rows,)."""
     if isinstance(value, Tensor):
+        if value.is_floating_point():
+            raise UsageError(f"{name} are in {value.dtype}; give whole numbers, such as torch.arange({shape.numel()})")
         if value.dim() and value.shape != shape:
             raise UsageError(
                 f"{name} has shape {tuple(value.shape)} and the rows of logits {tuple(shape)}; give a number, or one "
                 f"for each row: {tuple(shape)}"
             )
         return value.to("cpu", torch.int64).reshape(-1).numpy()
-    if not -(2**63) <= value < 2**63:
-        raise UsageError(f"{name} is {value}; it must lie from -2^63 to 2^63 - 1")
+    if not isinstance(value, Integral) or not -(2**63) <= value < 2**63:
+        raise UsageError(f"{name} is {value}; give a whole number from -2^63 to 2^63 - 1")
     return np.array([value], np.int64)
 
 

@@ -122,6 +122,12 @@ def moved(typing: Any, key: Any, distance: Any) -> Any:
 
 
 @intrinsic
+def up_one(typing: Any, key: Any) -> Any:
+    """The key after one."""
+    return key(key), lambda context, builder, signature, values: builder.add(*values, ir.Constant(values[0].type, 1))
+
+
+@intrinsic
 def midway(typing: Any, low: Any, high: Any) -> Any:
     """The key halfway between two, rounded down."""
 

@@ -35,7 +35,8 @@ _HEAT, _TOP_K, _TOP_P, _MIN_P, _TYPICAL_P, _TOP_N_SIGMA, _EPSILON = range(7)
 _F = np.float32
 _ZERO, _ONE, _NOTHING, _ALL = _F(0), _F(1), _F(-np.inf), _F(np.inf)
 _SUMS = {"reassoc", "nsz"}
-_FLOOR = -700.0  # of an exponent in float64: what lies below weighs as much, which is nothing beside 1
+_FLOOR = -700.0  # of an exponent in float64: what lies below weighs as much
+NOTHING_BESIDE_ONE = 1e-304  # more than that, and nothing in float64
 _HUGE, _SHRINKING = 1e150, 2.0**-600  # what has no square in float64, and what brings it there
 _COUNTED, _WEIGHED = 1.0, 0.0
 _COLDEST = 1e-30  # temperature for float32
@@ -123,10 +124,10 @@ def precise(row, weights, sums, top, temperature, some, again):
     total, count = 0.0, 0
     for start in range(0, row.size, BLOCK):
         stop = min(start + BLOCK, row.size)
-        mass, some = _precise_block(row[start:stop], weights[start:stop], again, np.float64(top), temperature)
+        mass, left = _precise_block(row[start:stop], weights[start:stop], again, np.float64(top), temperature)
         sums[start // BLOCK] = mass
         total += mass
-        count += some
+        count += left
     return total, count, 1.0
 
 
@@ -150,10 +151,10 @@ def _deviation(row, weights, count, top):
         lowest = x if weights[i] > _ZERO and x < lowest else lowest
     scale = _SHRINKING if lowest < -_HUGE or top > _HUGE else 1.0
     for i in range(row.size):
-        total += (np.float64(widen(row[i])) - top) * scale if weights[i] > _ZERO else 0.0
+        total += np.float64(widen(row[i])) * scale - top * scale if weights[i] > _ZERO else 0.0
     mean = total / count
     for i in range(row.size):
-        below = (np.float64(widen(row[i])) - top) * scale - mean if weights[i] > _ZERO else 0.0
+        below = np.float64(widen(row[i])) * scale - top * scale - mean if weights[i] > _ZERO else 0.0
         squares += below * below
     return math.sqrt(squares / count), scale
 
@@ -189,7 +190,7 @@ def _reaches(x, top, share, total, temperature):
 
 @inline
 def _within(x, top, reach, scale, unused):
-    return (top - x) * scale <= reach
+    return top * scale - x * scale <= reach
 
 
 @inline
@@ -211,10 +212,10 @@ def typical(row, weights, sums, top, mass, p, apart, space):
     mean, top = 0.0, np.float64(top)
     for i in range(row.size):
         apart[i] = np.float64(widen(row[i])) - top
-        mean += weights[i] / mass * apart[i] if weights[i] > 0.0 else 0.0
+        mean += weights[i] / mass * apart[i] if weights[i] > NOTHING_BESIDE_ONE else 0.0
     for i in range(row.size):
         apart[i] = -abs(apart[i] - mean) if weights[i] > 0.0 else -np.inf
-    number, place, _, _, _ = prefix(apart, weights, _WEIGHED, p * mass, mass, 0.0, sums, space)
+    number, place, _, _, _ = prefix(apart, weights, _WEIGHED, p * mass, mass, row.size, 0.0, sums, space)
     needed = 0
     for i in range(place + 1):
         needed += 1 if apart[i] == number else 0
@@ -242,7 +243,7 @@ def undecided(row, weights, sums, top, mass, p, apart, space):
 @woven
 def _first(row, weights, sums, k, count, space):
     """Keep the first k."""
-    number, place, _, _, _ = prefix(row, weights, _COUNTED, k, np.float64(count), 0.0, sums, space)
+    number, place, _, _, _ = prefix(row, weights, _COUNTED, k, np.float64(count), count, 0.0, sums, space)
     return drop(row, weights, sums, number, place)
 
 
@@ -253,7 +254,7 @@ def _top_p(row, weights, sums, p, mass, count, unit, alike, slack, space, to_dro
         mass, count = _first(row, weights, sums, p * count, count, space)
         return mass, count, rounded_as(-np.inf, row), row.size, False
     doubt = slack * 2 * p * (1 - p) * mass
-    number, place, mass, count, doubtful = prefix(row, weights, _WEIGHED, p * mass, mass, doubt, sums, space)
+    number, place, mass, count, doubtful = prefix(row, weights, _WEIGHED, p * mass, mass, count, doubt, sums, space)
     if to_drop and not doubtful:
         mass, count = drop(row, weights, sums, number, place)
     return mass, count, number, place, doubtful

@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from ._compile import inline, out_of_line, part, widen, woven
-from ._masks import LANES, between, bits_set, equal, key_of, lowest_bit, midway, moved, number_of, past
+from ._masks import LANES, between, bits_set, equal, key_of, lowest_bit, midway, moved, number_of, past, up_one
 
 BLOCK = 1024
 _F = np.float32
@@ -22,6 +22,7 @@ _SUMS = {"reassoc", "nsz"}
 _STRETCH = 16  # neighbours in a sample
 _LARGEST = 4096  # sample, of one element in _FEWEST or fewer
 _FEWEST = 32
+_JITTER = 40503  # so that stretches share no period with a row
 _SMALL = 1024  # a row of so few is gathered whole
 _SURE, _SURER, _SUREST = 2.7, 5.0, 1000.0  # deviations of the sampled mass, below and above; times so much; their limit
 _HALF, _BY_NUMBER = _F(0.5), 16  # steps: as many as tell 65,536 evenly spread numbers apart
@@ -94,7 +95,7 @@ def _before(keys, key):
 
 @inline
 def _onward(keys, key):
-    """The first key from one on, of which there is one."""
+    """The first key from one on; one that lies before it where there is none."""
     first = past(keys[0], key)
     for i in range(keys.size):
         distance = past(keys[i], key)
@@ -114,13 +115,9 @@ def _between(low, high, steps):
 
 @part
 def _halved(keys, weights, budget, sureness, counted):
-    """(The largest key below which the mass, and so many of its deviations, stay within a budget; the next key).
-
-    The next one equals it where it is the largest of all.
-    """
+    """The largest key below which the mass, and so many of its standard deviations, stay within a budget."""
     out_of_line()
-    low, after = _ends(keys)
-    upper = after
+    low, upper = _ends(keys)
     total, steps = _sum(weights), 0
     while low < upper:
         trial = _between(low, upper, steps)
@@ -131,8 +128,16 @@ def _halved(keys, weights, budget, sureness, counted):
         if mass + sureness * math.sqrt(squares) <= budget:
             low = _onward(keys, trial)
         else:
-            after, upper = _onward(keys, trial), _before(keys, trial)
-    return low, after
+            upper = _before(keys, trial)
+    return low
+
+
+@part
+def _number_past(keys, key):
+    """The next number to that of a key, or infinity."""
+    out_of_line()
+    following = _onward(keys, up_one(key))
+    return number_of(following) if following > key else _ALL
 
 
 @woven
@@ -140,7 +145,8 @@ def _sampled(row, weights, counted, keys, masses):
     """Copy stretches of the row; how many elements that makes."""
     size = 0
     apart = max(_STRETCH * _FEWEST, _STRETCH * -(-row.size // _LARGEST))
-    for start in range(0, row.size - _STRETCH + 1, apart):
+    for number in range(row.size // apart):
+        start = number * apart + number * _JITTER % (apart - _STRETCH + 1)
         for i in range(start, start + _STRETCH):
             keys[size] = key_of(widen(row[i]))
             masses[size] = _mass(weights[i], counted)
@@ -179,6 +185,7 @@ def _gathered(row, weights, counted, low, high, sums, space):
     out_of_line()
     keys, masses, marks = space
     above, more, each, count, size = 0.0, 0, _ZERO, 0, 0
+    everything = low == _NOTHING and high == _ALL
     for start in range(0, row.size, BLOCK):
         stop = min(start + BLOCK, row.size)
         mass, some = 0.0, 0
@@ -190,6 +197,9 @@ def _gathered(row, weights, counted, low, high, sums, space):
         whole = stop - (stop - start) % LANES
         for first in range(start, whole, LANES):
             bits, ties = between(row, first, low, high), equal(row, first, low)
+            if everything or ties != 0:
+                inside = between(weights, first, _ZERO, _ALL)
+                bits, ties = inside if everything else bits, 0 if everything else ties & inside
             while bits != 0:
                 size = _kept(row, weights, counted, first + lowest_bit(bits), size, keys, masses)
                 bits &= bits - 1
@@ -200,7 +210,7 @@ def _gathered(row, weights, counted, low, high, sums, space):
             x = widen(row[i])
             if low < x < high:
                 size = _kept(row, weights, counted, i, size, keys, masses)
-            elif x == low:
+            elif x == low and weights[i] > _ZERO:
                 each = _mass(weights[i], counted) if count == 0 else each
                 count += 1
         marks[start // BLOCK] = size
@@ -208,35 +218,30 @@ def _gathered(row, weights, counted, low, high, sums, space):
 
 
 @woven
-def _bracketed(row, weights, counted, target, total, sums, space, few, few_masses):
+def _bracketed(row, weights, counted, target, total, length, sums, space, few, few_masses):
     """(low, and what `_gathered` found above and at it): the prefix ends among these."""
     low, high = _NOTHING, _ALL
-    sample = _sampled(row, weights, counted, few, few_masses) if row.size > _SMALL else 0
+    many = row.size > _SMALL and length > row.size // _FEWEST
+    sample = _sampled(row, weights, counted, few, few_masses) if many else 0
     few, few_masses = few[:sample], few_masses[:sample]
     budget = (total - target) * sample / row.size
     down = up = _SURE
     if sample > 0:
-        low = number_of(_halved(few, few_masses, budget, down, counted)[0])
-        high = _next(_halved(few, few_masses, budget, -up, counted))
+        low = number_of(_halved(few, few_masses, budget, down, counted))
+        high = _number_past(few, _halved(few, few_masses, budget, -up, counted))
     while True:
         above, more, each, count, size = _gathered(row, weights, counted, low, high, sums, space)
         inside = _sum(space[1][:size])
         if above >= target and high < _ALL:
             up *= _SURER
-            low, high = high, _next(_halved(few, few_masses, budget, -up, counted))
+            low, high = high, _number_past(few, _halved(few, few_masses, budget, -up, counted))
         elif above + inside + each * count < target and low > _NOTHING:
             down *= _SURER
-            low, high = number_of(_halved(few, few_masses, budget, down, counted)[0]), low
+            low, high = number_of(_halved(few, few_masses, budget, down, counted)), low
         else:
             return low, above, more, inside, each, count, size
         if low >= high or up * down > _SUREST:  # the whole row, whatever rounding says
             low, high = _NOTHING, _ALL
-
-
-@woven
-def _next(keys):
-    """The second key's number, or infinity where it equals the first."""
-    return _ALL if keys[0] == keys[1] else number_of(keys[1])
 
 
 @woven
@@ -278,22 +283,23 @@ def _add_ties(row, number, each, needed, sums):
 
 
 @part
-def prefix(row, weights, counted, target, total, doubt, sums, space):
+def prefix(row, weights, counted, target, total, length, doubt, sums, space):
     """(The number at which the prefix ends, the last place there, its mass, its length, whether these are in doubt).
 
     counted: 1.0 where each element is to weigh 1, else 0.0 (no bool: numba compiles each constant one apart). total:
-    the whole mass. doubt: how far the mass of a prefix may be off. sums: takes the mass of each BLOCK in the prefix.
-    space: keys, masses and marks of what is gathered, keys and masses of a sample.
+    the whole mass. length: how many elements are in, or more. doubt: how far the mass of a prefix may be off. sums:
+    takes the mass of each BLOCK in the prefix. space: keys, masses and marks of what is gathered, keys and masses of a
+    sample.
     """
     out_of_line()
     target = max(target, _LEAST)
     keys, masses, marks, few, few_masses = space
     space = keys, masses, marks
-    found = _bracketed(row, weights, counted, target, total, sums, space, few, few_masses)
+    found = _bracketed(row, weights, counted, target, total, length, sums, space, few, few_masses)
     number, above, more, inside, each, count, size = found
     key = key_of(number)
     if size > 0 and above + inside >= target:
-        key = _halved(keys[:size], masses[:size], above + inside - target, 0.0, counted)[0]
+        key = _halved(keys[:size], masses[:size], above + inside - target, 0.0, counted)
         number = number_of(key)
     if size > 0:
         mass, some, at, ties = _add_gathered(key, sums, space)
