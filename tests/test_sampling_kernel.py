@@ -30,7 +30,7 @@ def support_by_sorting(logits: Tensor, p: float, temperature: float) -> int:
 
 def is_sampled(size: int) -> Tensor:
     places = torch.arange(size)
-    first = places // APART * JITTER % (APART - STRETCH + 1)
+    first = (places // APART * JITTER & 511).clamp(max=APART - STRETCH)
     return (places % APART >= first) & (places % APART < first + STRETCH)
 
 

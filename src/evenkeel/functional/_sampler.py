@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from numbers import Integral
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -82,7 +81,7 @@ class Sampler:
                 raise UsageError(f"{name} is {value}; it must lie from {low:g} to {high:g}")
         if not isinstance(self.top_k, Tensor) and self.top_k != math.inf and self.top_k != int(self.top_k):
             raise UsageError(f"top_k is {self.top_k}; give a whole number")
-        if wrong := [token for token in self.logit_bias or {} if not isinstance(token, Integral)]:
+        if wrong := [token for token in self.logit_bias or {} if not isinstance(token, int | np.integer)]:
             raise UsageError(f"logit_bias names {wrong[0]!r}; give token numbers, as int")
 
     @cached_property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -151,7 +150,7 @@ def _per_row(name: str, value: int | Tensor, shape: torch.Size) -> np.ndarray:
                 f"for each row: {tuple(shape)}"
             )
         return value.to("cpu", torch.int64).reshape(-1).numpy()
-    if not isinstance(value, Integral) or not -(2**63) <= value < 2**63:
+    if not isinstance(value, int | np.integer) or not -(2**63) <= value < 2**63:
         raise UsageError(f"{name} is {value}; give a whole number from -2^63 to 2^63 - 1")
     return np.array([value], np.int64)
 

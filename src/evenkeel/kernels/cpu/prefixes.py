@@ -22,7 +22,8 @@ _SUMS = {"reassoc", "nsz"}
 _STRETCH = 16  # neighbours in a sample
 _LARGEST = 4096  # sample, of one element in _FEWEST or fewer
 _FEWEST = 32
-_JITTER = 40503  # so that stretches share no period with a row
+_JITTER, _MASK = 40503, 511  # so that stretches share no period with a row
+_FEW = 64  # one element in so many is gathered sooner than added up
 _SMALL = 1024  # a row of so few is gathered whole
 _SURE, _SURER, _SUREST = 2.7, 5.0, 1000.0  # deviations of the sampled mass, below and above; times so much; their limit
 _HALF, _BY_NUMBER = _F(0.5), 16  # steps: as many as tell 65,536 evenly spread numbers apart
@@ -134,10 +135,20 @@ def _halved(keys, weights, budget, sureness, counted):
 
 @part
 def _number_past(keys, key):
-    """The next number to that of a key, or infinity."""
+    """The next number to that of a key; infinity where few or none are left from there on."""
     out_of_line()
     following = _onward(keys, up_one(key))
-    return number_of(following) if following > key else _ALL
+    left = 0
+    for i in range(keys.size):
+        left += 1 if keys[i] >= following else 0
+    return number_of(following) if following > key and left > keys.size // _FEW else _ALL
+
+
+@inline
+def _copy_stretch(row, weights, counted, keys, masses):
+    for i in range(_STRETCH):
+        keys[i] = key_of(widen(row[i]))
+        masses[i] = _mass(weights[i], counted)
 
 
 @woven
@@ -146,11 +157,11 @@ def _sampled(row, weights, counted, keys, masses):
     size = 0
     apart = max(_STRETCH * _FEWEST, _STRETCH * -(-row.size // _LARGEST))
     for number in range(row.size // apart):
-        start = number * apart + number * _JITTER % (apart - _STRETCH + 1)
-        for i in range(start, start + _STRETCH):
-            keys[size] = key_of(widen(row[i]))
-            masses[size] = _mass(weights[i], counted)
-            size += 1
+        start = number * apart + min(number * _JITTER & _MASK, apart - _STRETCH)
+        _copy_stretch(
+            row[start : start + _STRETCH], weights[start : start + _STRETCH], counted, keys[size:], masses[size:]
+        )
+        size += _STRETCH
     return size
 
 
