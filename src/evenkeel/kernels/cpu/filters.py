@@ -16,7 +16,7 @@ from ._masks import key_of, midway, number_of
 from .prefixes import BLOCK, drop, first_place, prefix
 from .softmax import anchor_of, power, scale_of
 
-SLACK = 2.0**-22
+SLACK = 2.0**-23
 COLUMNS = (
     "temperature",
     "top_k",

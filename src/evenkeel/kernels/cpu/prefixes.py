@@ -25,7 +25,7 @@ _FEWEST = 32
 _JITTER, _MASK = 40503, 511  # so that stretches share no period with a row
 _FEW = 64  # one element in so many is gathered sooner than added up
 _SMALL = 1024  # a row of so few is gathered whole
-_SURE, _SURER, _SUREST = 2.7, 5.0, 1000.0  # deviations of the sampled mass, below and above; times so much; their limit
+_SURE, _SURER, _SUREST = 2.7, 5.0, 1e5  # standard deviations of the sampled mass; times so much; at most
 _HALF, _BY_NUMBER = _F(0.5), 16  # steps: as many as tell 65,536 evenly spread numbers apart
 _LEAST = 5e-324  # a prefix holds one element
 
@@ -244,14 +244,20 @@ def _bracketed(row, weights, counted, target, total, length, sums, space, few, f
         above, more, each, count, size = _gathered(row, weights, counted, low, high, sums, space)
         inside = _sum(space[1][:size])
         if above >= target and high < _ALL:
-            up *= _SURER
-            low, high = high, _number_past(few, _halved(few, few_masses, budget, -up, counted))
+            low = high
+            while high <= low and up < _SUREST:
+                up *= _SURER
+                high = _number_past(few, _halved(few, few_masses, budget, -up, counted))
+            high = high if high > low else _ALL
         elif above + inside + each * count < target and low > _NOTHING:
-            down *= _SURER
-            low, high = number_of(_halved(few, few_masses, budget, down, counted)), low
+            high = low
+            while low >= high and down < _SUREST:
+                down *= _SURER
+                low = number_of(_halved(few, few_masses, budget, down, counted))
+            low = low if low < high else _NOTHING
         else:
             return low, above, more, inside, each, count, size
-        if low >= high or up * down > _SUREST:  # the whole row, whatever rounding says
+        if min(up, down) >= _SUREST:  # the whole row, whatever rounding says
             low, high = _NOTHING, _ALL
 
 
