@@ -116,9 +116,12 @@ def failed(result: Run, code: int, said: str) -> None:
 
 
 def process(*arguments: object, to: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
-    """A run of its own; to: where standard output and error go."""
+    """A run of its own, which hears Ctrl-C even where the tests do not; to: where standard output and error go."""
     command = [sys.executable, "-m", "evenkeel", "sample", *map(str, arguments), "--device", "cpu"]
-    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=to, stderr=to)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, stdout=to, stderr=to, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    )
 
 
 # --- the text ----------------------------------------------------------------------------------------------------
