@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# The same examples each time, so that a change is judged by what it changed; `make fuzz` looks for new ones.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 if processes := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     # Test processes that run side by side share the cores; torch and numba read these when they are first imported.

@@ -52,7 +52,9 @@ def assert_rows_as_defined(case: Case, exact: list[reference.Row], **given: Any)
         for row in clear:
             assert_as_defined(found[row], exact[row])
             assert (found[row] > VANISHING).sum() <= drawn.support[row] <= len(exact[row].tokens)
-            assert math.isclose(drawn.logprobs[row], math.log(found[row, drawn.tokens[row]]), abs_tol=5e-7)
+            assert math.isclose(
+                drawn.logprobs[row], math.log(found[row, drawn.tokens[row]]), rel_tol=1e-12, abs_tol=1e-12
+            )
 
 
 @given(case=cases())

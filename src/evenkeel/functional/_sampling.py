@@ -44,9 +44,10 @@ def sample(
 
     logits: float tensor (..., V); −inf where a token is impossible, +inf takes all the weight. sampler, or its fields
     as options: see Sampler; a Sampler that is made once saves its checks. previous: token numbers (..., n) that came
-    before, negative where there is none. seeds: one number for all rows or one for each (...), and position likewise: a
-    row's token depends on its own seed and position only, whatever else is in the batch and however many threads there
-    are, so that rows of one seed and position share their uniform number. generator: torch's, instead of seeds.
+    before, negative where there is none; read where a penalty is set. seeds: one number for all rows or one for each
+    (...), and position likewise: a row's token depends on its own seed and position only, whatever else is in the batch
+    and however many threads there are, so that rows of one seed and position share their uniform number. generator:
+    torch's, instead of seeds.
     Tokens stand in the order of their logits, equal ones by their number. Penalties and bias are computed in float64,
     each rounded once to float32 (float64 for float64 logits). Probabilities, their sums and the inverse CDF are
     float64, so that no tail is lost; a CPU kernel uses float32 where its error bound proves the outcome.

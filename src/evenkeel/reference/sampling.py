@@ -129,7 +129,8 @@ def top_n_sigma(row: Row, n: float) -> Row:
     kept = sum(number <= reach for number in below)
     unit = reach + abs(numbers[0])  # a bound on logits is as near as they and it can be told apart
     near = (below[place] for place in (kept - 1, kept) if place < count and below[place] and reach)
-    return row.only(range(kept), min((abs(number - reach) / unit for number in near), default=math.inf))
+    apart = (float(min(Fraction(abs(number - reach), unit), 1)) for number in near)
+    return row.only(range(kept), min(apart, default=math.inf))
 
 
 def typical_p(row: Row, p: float) -> Row:
@@ -174,7 +175,7 @@ def _shortest(masses: Sequence[int], p: float) -> tuple[int, float]:
     sums = list(accumulate(masses))
     wanted = Fraction(p) * sums[-1]
     last = bisect_left(sums, wanted)
-    near = (mass for mass in sums[max(0, last - 1) : last + 1] if mass < sums[-1])
+    near = sums[max(0, last - 1) : min(last + 1, len(sums) - 1)]  # nothing comes after the last one
     return last + 1, min((float(abs(mass - wanted) / sums[-1]) for mass in near), default=math.inf)
 
 

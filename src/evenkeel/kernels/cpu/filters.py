@@ -17,20 +17,8 @@ from .prefixes import BLOCK, drop, first_place, prefix
 from .softmax import anchor_of, power, scale_of
 
 SLACK = 2.0**-23
-COLUMNS = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "top_n_sigma",
-    "epsilon",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-)
-"""What a row of options holds."""
-_HEAT, _TOP_K, _TOP_P, _MIN_P, _TYPICAL_P, _TOP_N_SIGMA, _EPSILON = range(7)
+HEAT, _TOP_K, _TOP_P, _MIN_P, _TYPICAL_P, _TOP_N_SIGMA, _EPSILON, REPETITION, PRESENCE, FREQUENCY = range(10)
+"""Where a row of options holds what; in the order of functional/_sampler.py, from which the rows come."""
 
 _F = np.float32
 _ZERO, _ONE, _NOTHING, _ALL = _F(0), _F(1), _F(-np.inf), _F(np.inf)
@@ -293,16 +281,16 @@ def filtered(row, lowest, top, weights, sums, options, last, whole, weigh, slack
     """
     out_of_line()
     apart, space, typical_space = work
-    heat = 1.0 if last else options[_HEAT]
+    heat = 1.0 if last else options[HEAT]
     number, place = rounded_as(-np.inf, row), row.size
     if heat == 0:
         mass, count = _only(weights, sums, first_place(row, top))
         return mass, count, number, place, False
-    if slack > 0 and 0 < options[_HEAT] < _COLDEST:
+    if slack > 0 and 0 < options[HEAT] < _COLDEST:
         return 1.0, 1, number, place, True
     mass, count, unit = weigh(row, weights, sums, top, heat, lowest == _NOTHING, False)
     doubt = False
-    again = last and options[_HEAT] != 1
+    again = last and options[HEAT] != 1
     if options[_TOP_N_SIGMA] < np.inf:
         deviation, scale = _deviation(row, weights, count, np.float64(top))
         reach = options[_TOP_N_SIGMA] * deviation
@@ -326,7 +314,7 @@ def filtered(row, lowest, top, weights, sums, options, last, whole, weigh, slack
     if options[_EPSILON] > 0 and not doubt:
         mass, count, doubt = _epsilon(row, weights, sums, options[_EPSILON], top, heat, mass, slack)
     if again and not doubt:
-        mass, count = _heated(row, weights, sums, top, options[_HEAT], weigh)
+        mass, count = _heated(row, weights, sums, top, options[HEAT], weigh)
     return mass, count, number, place, doubt
 
 

@@ -17,14 +17,25 @@ from torch import Tensor
 from ._compile import as_array, inline, widen, woven
 from ._spread import spread
 from ._threads import Division, divided
-from .filters import COLUMNS, NOTHING_BESIDE_ONE, SLACK, ends, fast, filtered, log_share, precise, typical, undecided
+from .filters import (
+    FREQUENCY,
+    HEAT,
+    NOTHING_BESIDE_ONE,
+    PRESENCE,
+    REPETITION,
+    SLACK,
+    ends,
+    fast,
+    filtered,
+    log_share,
+    precise,
+    typical,
+    undecided,
+)
 from .prefixes import BLOCK, room
 
 _F = np.float32
 _NOTHING, _ALL = _F(-np.inf), _F(np.inf)
-_REPETITION, _PRESENCE, _FREQUENCY = (
-    COLUMNS.index(f"{name}_penalty") for name in ("repetition", "presence", "frequency")
-)
 _WORTH_A_THREAD = 2**15  # elements
 
 
@@ -62,7 +73,7 @@ def _chosen(row, low, top, weights, sums, options, last, whole, weigh, slack, fi
     if not doubt:
         token, doubt = _drawn(row, weights, sums, mass, number, end, uniform, slack)
     if logs and count > 1 and not doubt:
-        logprob = log_share(row, weights, token, options[0])
+        logprob = log_share(row, weights, token, options[HEAT])
     return token, count, logprob, mass, doubt
 
 
@@ -75,8 +86,8 @@ def _with_charges(copy, previous, counts, options, bias_tokens, bias):
     for token in previous:
         if token >= 0 and counts[token] > 0:
             x = np.float64(copy[token])
-            x = x / options[_REPETITION] if x > 0 else x * options[_REPETITION]
-            copy[token] = x - (options[_PRESENCE] + options[_FREQUENCY] * counts[token])
+            x = x / options[REPETITION] if x > 0 else x * options[REPETITION]
+            copy[token] = x - (options[PRESENCE] + options[FREQUENCY] * counts[token])
             counts[token] = 0
     for i in range(bias_tokens.size):
         copy[bias_tokens[i]] = np.float64(copy[bias_tokens[i]]) + bias[i]
@@ -130,6 +141,17 @@ def _with_32_bits(space):
     return (keys, masses, marks, few, few_masses), (keys, masses.view(_F), marks, few, few_masses.view(_F))
 
 
+@woven
+def _write(chosen, weights, r, out):
+    """What was chosen of a row; its probabilities where these are asked for, from weights in float64."""
+    _, tokens, support, logprobs, shares = out
+    tokens[r], support[r] = chosen[0], chosen[1]
+    if len(logprobs):
+        logprobs[r] = chosen[2]
+    if len(shares):
+        _write_shares(weights, chosen[3], shares[r])
+
+
 @inline
 def _write_shares(weights, mass, out):
     for i in range(weights.size):
@@ -140,7 +162,7 @@ def _write_shares(weights, mass, out):
 def _sample_32(start, stop, logits, stride, size, rows, parts, beside, workspaces, counts, out, trouble):
     """beside and out are those of `_run`; for logits of up to 32 bits."""
     table, previous, bias_tokens, bias, last = beside
-    uniforms, tokens, support, logprobs, shares = out
+    uniforms, _, _, logprobs, shares = out
     logs, whole = len(logprobs) > 0, len(shares) > 0
     for work in range(start, stop):
         weights, sums, copy, apart, space = _cut(workspaces[work], size)
@@ -171,18 +193,14 @@ def _sample_32(start, stop, logits, stride, size, rows, parts, beside, workspace
                 chosen = _chosen(
                     copy, low, top, weights, sums, options, last, whole, precise, 0.0, typical, wide, uniform, logs
                 )
-            tokens[r], support[r] = chosen[0], chosen[1]
-            if whole:
-                _write_shares(weights, chosen[3], shares[r])
-            elif logs:
-                logprobs[r] = chosen[2]
+            _write(chosen, weights, r, out)
 
 
 @spread
 def _sample_64(start, stop, logits, stride, size, rows, parts, beside, workspaces, counts, out, trouble):
     """`_sample_32` for float64."""
     table, previous, bias_tokens, bias, last = beside
-    uniforms, tokens, support, logprobs, shares = out
+    uniforms, _, _, logprobs, shares = out
     logs, whole = len(logprobs) > 0, len(shares) > 0
     for work in range(start, stop):
         weights, sums, copy, apart, space = _cut(workspaces[work], size)
@@ -198,11 +216,7 @@ def _sample_64(start, stop, logits, stride, size, rows, parts, beside, workspace
             chosen = _chosen(
                 row, low, top, weights, sums, options, last, whole, precise, 0.0, typical, at, uniforms[r], logs
             )
-            tokens[r], support[r] = chosen[0], chosen[1]
-            if whole:
-                _write_shares(weights, chosen[3], shares[r])
-            elif logs:
-                logprobs[r] = chosen[2]
+            _write(chosen, weights, r, out)
 
 
 class _Workspace(threading.local):
@@ -241,7 +255,7 @@ def sample(
 ) -> bool:
     """Fill tokens, support and logprobs, the last unless empty; whether each row has a possible token and no NaN.
 
-    logits: (rows, V). beside: options (rows or 1, COLUMNS), previous tokens (rows or 1, n), the tokens of a bias and
+    logits: (rows, V). beside: options (rows or 1, 10), previous tokens (rows or 1, n), the tokens of a bias and
     what is added to each, and whether the temperature comes last. uniforms: (rows,). The rest: a number for each row.
     """
     out = uniforms, tokens.reshape(-1), support.reshape(-1), logprobs.reshape(-1), _NO_SHARES

@@ -11,24 +11,15 @@ _philox, _unit = inline(philox), inline(unit)
 
 
 @kernel
-def _one(seed, position):
-    first, second, _, _ = _philox(np.uint64(seed), np.uint64(position))
-    return _unit(first, second)
-
-
-@kernel
 def _fill(seeds, positions, out):
     for i in range(out.size):
-        out[i] = _one(seeds[i % seeds.size], positions[i % positions.size])
-
-
-def uniform(seed: int, position: int) -> float:
-    """A uniform number strictly between 0 and 1."""
-    return _one(seed, position)
+        seed, position = np.uint64(seeds[i % seeds.size]), np.uint64(positions[i % positions.size])
+        first, second, _, _ = _philox(seed, position)
+        out[i] = _unit(first, second)
 
 
 def uniforms(seeds: np.ndarray, positions: np.ndarray, count: int) -> np.ndarray:
-    """So many of them for int64 (1,) or (count,)."""
+    """So many float64 numbers strictly between 0 and 1 for int64 (1,) or (count,)."""
     out = np.empty(count)
     _fill(seeds, positions, out)
     return out
