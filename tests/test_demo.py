@@ -9,7 +9,7 @@ import torch
 
 from evenkeel.cli.demo import SICK_SHOWS, healthy_config, sick_config, unexpected
 from evenkeel.cli.main import main
-from evenkeel.nn.transformer import Transformer
+from evenkeel.nn import Transformer
 from evenkeel.rules import RULES
 from evenkeel.schema import Document
 

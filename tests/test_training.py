@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evenkeel.errors import UsageError
-from evenkeel.nn.transformer import AttentionConfig, Transformer, TransformerConfig
+from evenkeel.nn import AttentionConfig, Transformer, TransformerConfig
 from evenkeel.training import adamw, byte_batches, train
 from evenkeel.watching import watch
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import TypeVar
 
 from .errors import UsageError
 
 T = TypeVar("T")
+
+
+def near_miss(name: str, known: Iterable[str]) -> str:
+    """What to type instead of an unknown name: the one most like it, else all there are."""
+    known = tuple(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"
 
 
 class Catalogue(Mapping[str, T]):
@@ -40,9 +47,7 @@ class Catalogue(Mapping[str, T]):
     def __getitem__(self, name: str) -> T:
         self._load_outside()
         if name not in self._entries:
-            near = difflib.get_close_matches(name, self._entries, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self._entries) or 'none'}"
-            raise UsageError(f"no {self.kind} is called {name!r}; {hint}")
+            raise UsageError(f"no {self.kind} is called {name!r}; {near_miss(name, self._entries)}")
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:

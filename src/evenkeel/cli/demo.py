@@ -16,7 +16,7 @@ from ..schema import DataInfo, Document, clean_name, in_one_line
 from .output import file_argument, show, write
 
 if TYPE_CHECKING:
-    from ..nn.transformer import Transformer, TransformerConfig
+    from ..nn import Transformer, TransformerConfig
     from ..training import Progress
 
 SUMMARY = "train a healthy and a sick small transformer under watch, and show both side by side"
@@ -40,14 +40,14 @@ _LEARNING_RATE = 2e-3
 
 def healthy_config() -> TransformerConfig:
     """A decoder as the field builds them today: pre-norm, SwiGLU, scores scaled by 1/√d_k."""
-    from ..nn.transformer import AttentionConfig, TransformerConfig
+    from ..nn import AttentionConfig, TransformerConfig
 
     return TransformerConfig(depth=6, d_model=96, attention=AttentionConfig(heads=4))
 
 
 def sick_config() -> TransformerConfig:
     """The same width and depth: no norm, sigmoid feed-forwards without residual branches, unscaled scores."""
-    from ..nn.transformer import AttentionConfig, FeedForwardConfig, NormConfig, TransformerConfig
+    from ..nn import AttentionConfig, FeedForwardConfig, NormConfig, TransformerConfig
 
     return TransformerConfig(
         depth=6,
@@ -63,7 +63,7 @@ def train_watched(
 ) -> tuple[Transformer, Document]:
     """Train a model on the bytes of Python's standard library under watch; the model and its diagnosis."""
     from ..data import standard_library_text
-    from ..nn.transformer import Transformer
+    from ..nn import Transformer
     from ..training import adamw, byte_batches, train
     from ..watching import watch
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from ..architectures import Directory, LoadedModel, Tokenizer
 from ..architectures.texts import TextStream, context_length, end_tokens, prompt_tokens, tokenizer_for_text
 from ..errors import ModelError, UsageError
-from ..functional import Sampled, Sampler, sample
-from ..nn.transformer import Transformer
+from ..functional import Sampled, Sampler
+from ..nn import Transformer
+from ..nn.generation import steps
 from ..schema import clean_name
 from .explaining import Explanation, explain
 
@@ -89,7 +90,7 @@ class Continuation:
 
 
 def _room(loaded: LoadedModel, prompt: list[int]) -> int | None:
-    """How many tokens may follow; a model of our own looks at the last ones only, so as many as anybody wants."""
+    """How many tokens may follow; a model of our own goes on with the last ones, so as many as anybody wants."""
     context = context_length(loaded)
     if context is None or isinstance(loaded.model, Transformer):
         return None
@@ -126,11 +127,8 @@ def _generate(
 
 
 def _own(model: Transformer, tokens: Tensor, sampler: Sampler, seed: int, count: int, on_step: _OnStep) -> None:
-    for position in range(count):
-        logits = model(tokens[:, -model.config.context :]).logits[:, -1]
-        sampled = sample(logits, sampler, previous=tokens, seeds=seed, position=position)
-        on_step(logits, sampled)
-        tokens = torch.cat([tokens, sampled.tokens[:, None]], dim=1)
+    for step in steps(model, tokens, sampler, max_new_tokens=count, seeds=seed):
+        on_step(step.logits, step.sampled)
 
 
 def _hugging_face(

@@ -1,55 +1,171 @@
-"""Causal self-attention with rotary positions."""
+"""Attention as a layer: maps to and from the heads, around functional.attention."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from ..errors import ConfigError, UsageError
+from ..functional import attention, gated
+from .caches import Cache
+from .config import AttentionConfig, NormConfig, PositionConfig
+from .norms import RMSNorm
+from .positions import Alibi, RelativeBias, Rotary, Rotation
 
 
-class Rotary(nn.Module):
-    """Rotary positions: channels i and i + d/2 of position t turn by the angle t·base^(−2i/d).
+@dataclass(frozen=True)
+class Surroundings:
+    """What the attention layers of one pass share.
 
-    Maps (batch, heads, length, d) to the same shape and dtype; d is even, length at most `context`.
-    Source: Su et al. 2021, RoFormer, with LLaMA's pairing of the two halves.
+    queries, keys: positions, (batch or 1, length). rotation: of queries. bias: (batch or 1, heads, queries, keys),
+    added to the scores. visible: bool, broadcastable to (batch, heads, queries, keys). start: the place of the first
+    query among the keys. cache: where keys and values of the tokens before stand.
     """
 
-    def __init__(self, head_dim: int, context: int, *, base: float = 10_000.0) -> None:
-        super().__init__()
-        frequencies = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-        angles = torch.outer(torch.arange(context, dtype=torch.float64), frequencies).repeat(1, 2)
-        self.register_buffer("cosine", angles.cos().float(), persistent=False)
-        self.register_buffer("sine", angles.sin().float(), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        length = x.shape[-2]
-        cosine, sine = self.get_buffer("cosine")[:length], self.get_buffer("sine")[:length]
-        first, second = x.chunk(2, dim=-1)
-        return x * cosine.to(x.dtype) + torch.cat((-second, first), dim=-1) * sine.to(x.dtype)
+    rotation: Rotation | None = None
+    bias: Tensor | None = None
+    visible: Tensor | None = None
+    start: int = 0
+    cache: Cache | None = None
 
 
 class Attention(nn.Module):
-    """softmax(scale · q kᵀ) v per head, each position seeing itself and those before it; no biases.
+    """p·v per head with p = softmax(scale·q kᵀ), and what else its config says; see functional.attention.
 
-    Maps (batch, length, d_model) to the same shape and dtype. scale: what the scores are multiplied by.
+    Maps x (batch, length, d_model) to the same shape and dtype. memory (batch, keys, d_model): keys and values come
+    from it, and every query sees all of it (cross-attention); its size is `memory_size` where that is not d_model.
+    mask: bool, broadcastable to (batch, heads, length, keys), True where a query may look. causal: a token sees itself
+    and those before it, without memory. position: rotary, alibi or relative positions, counted from 0, without memory.
+    layer: which one it is, for windows that alternate.
+    Raises ConfigError for positions that belong to the embedding, UsageError for a mask that does not fit.
     Source: Vaswani et al. 2017.
     """
 
-    def __init__(self, d_model: int, *, heads: int, scale: float, context: int) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        config: AttentionConfig | None = None,
+        *,
+        causal: bool = True,
+        position: PositionConfig | None = None,
+        norm: NormConfig | None = None,
+        memory_size: int | None = None,
+        layer: int = 0,
+    ) -> None:
         super().__init__()
-        self.heads = heads
-        self.scale = scale
-        self.rotary = Rotary(d_model // heads, context)
-        self.query = nn.Linear(d_model, d_model, bias=False)
-        self.key = nn.Linear(d_model, d_model, bias=False)
-        self.value = nn.Linear(d_model, d_model, bias=False)
-        self.output = nn.Linear(d_model, d_model, bias=False)
+        config = config or AttentionConfig()
+        self.config, self.causal, self.layer = config, causal, layer
+        self.head_dim = config.head_size(d_model)
+        self.window = config.window_of(layer)
+        inside, memory_size = config.heads * self.head_dim, memory_size or d_model
+        self.query = nn.Linear(d_model, inside, bias=config.bias)
+        self.key = nn.Linear(memory_size, config.groups * self.head_dim, bias=config.bias)
+        self.value = nn.Linear(memory_size, config.groups * self.head_dim, bias=config.bias)
+        self.output = nn.Linear(inside, d_model, bias=config.output_bias)
+        self.gate = nn.Linear(d_model, inside, bias=False) if config.output_gate else None
+        self.query_norm, self.key_norm = (_head_norm(self.head_dim, norm) if config.qk_norm else None for _ in range(2))
+        self.sinks = nn.Parameter(torch.zeros(config.heads)) if config.sinks else None
+        self.rotary, self.bias = make_positions(position, config.heads, self.head_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        query, key, value = (
-            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in (self.query, self.key, self.value)
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        surroundings: Surroundings | None = None,
+    ) -> Tensor:
+        if surroundings is None:
+            surroundings = self._alone(x, memory, mask)
+        source = x if memory is None else memory
+        query, key, value = self._heads(self.query(x)), self._heads(self.key(source)), self._heads(self.value(source))
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if surroundings.rotation is not None:
+            query, key = surroundings.rotation.turn(query), surroundings.rotation.turn(key)
+        if surroundings.cache is not None:
+            key, value = surroundings.cache.extend(self.layer, key, value)
+        attended = self._attend(query, key, value, surroundings, crossing=memory is not None)
+        attended = attended.transpose(1, 2).flatten(2)
+        return self.output(attended if self.gate is None else gated(self.gate(x), attended, "sigmoid"))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, surroundings: Surroundings, *, crossing: bool
+    ) -> Tensor:
+        causal, window = self.causal and not crossing, None if crossing else self.window
+        visible, bias = surroundings.visible, surroundings.bias
+        if surroundings.start:
+            if query.shape[2] > 1 or visible is not None:
+                visible = _both(visible, _reach(query, key, surroundings.start, window, causal))
+            elif window is not None and window < key.shape[2]:  # one query sees the end of what there is
+                key, value = key[:, :, -window:], value[:, :, -window:]
+                bias = None if bias is None else bias[..., -window:]
+            causal, window = False, None
+        return attention(
+            query,
+            key,
+            value,
+            scale=self.config.scale,
+            causal=causal,
+            mask=_joined(bias, visible),
+            softcap=self.config.softcap,
+            sinks=self.sinks,
+            window=window,
+            normalizer=self.config.normalizer,
         )
-        attended = F.scaled_dot_product_attention(
-            self.rotary(query), self.rotary(key), value, is_causal=True, scale=self.scale
+
+    def _alone(self, x: Tensor, memory: Tensor | None, mask: Tensor | None) -> Surroundings:
+        if mask is not None and mask.dtype != torch.bool:
+            raise UsageError(
+                f"mask is {mask.dtype} and must be bool, True where a query may look; convert with .bool()"
+            )
+        if memory is not None:
+            return Surroundings(visible=mask)
+        places = torch.arange(x.shape[1], device=x.device)[None]
+        return Surroundings(
+            rotation=None if self.rotary is None else self.rotary(places, x.dtype),
+            bias=None if self.bias is None else self.bias(places, places, x.dtype),
+            visible=mask,
         )
-        return self.output(attended.transpose(1, 2).flatten(2))
+
+
+def make_positions(
+    config: PositionConfig | None, heads: int, head_dim: int
+) -> tuple[Rotary | None, Alibi | RelativeBias | None]:
+    """What turns queries and keys, and what is added to scores; raises ConfigError where neither is meant."""
+    if config is None or config.kind == "none":
+        return None, None
+    if config.kind == "learned":
+        raise ConfigError("position.kind is 'learned', which belongs to the embedding; add it to x before the layer")
+    if config.kind == "rotary":
+        return Rotary(head_dim, config), None
+    return None, Alibi(heads) if config.kind == "alibi" else RelativeBias(heads, config)
+
+
+def _head_norm(head_dim: int, norm: NormConfig | None) -> RMSNorm:
+    norm = norm or NormConfig()
+    return RMSNorm(head_dim, epsilon=norm.epsilon, offset=norm.offset)
+
+
+def _reach(query: Tensor, key: Tensor, start: int, window: int | None, causal: bool) -> Tensor:
+    """Which keys queries see that stand at `start` and behind: (queries, keys) bool."""
+    places = torch.arange(start, start + query.shape[2], device=query.device)[:, None]
+    distance = places - torch.arange(key.shape[2], device=key.device)
+    seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+    return seen if window is None else seen & (distance.abs() < window)
+
+
+def _both(first: Tensor | None, second: Tensor) -> Tensor:
+    return second if first is None else first & second
+
+
+def _joined(bias: Tensor | None, visible: Tensor | None) -> Tensor | None:
+    """One mask of both: bool alone, or a bias that is −inf where nothing may be seen."""
+    if bias is None or visible is None:
+        return visible if bias is None else bias
+    return torch.where(visible, bias, -torch.inf)

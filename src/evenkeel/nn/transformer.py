@@ -2,158 +2,177 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..errors import ModelError, UsageError
-from ..schema import clean_name, in_one_line
-from .attention import Attention
-from .config import AttentionConfig, FeedForwardConfig, NormConfig, TransformerConfig
-from .feedforward import FeedForward
-
-__all__ = [
-    "AttentionConfig",
-    "Block",
-    "FeedForwardConfig",
-    "NormConfig",
-    "Transformer",
-    "TransformerConfig",
-    "TransformerOutput",
-]
-
-MODEL_TYPE = "evenkeel"
-"""What config.json says in `model_type`."""
-
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+from ..errors import UsageError
+from ..functional import Sampler
+from . import storage
+from .attention import Surroundings, make_positions
+from .block import Block
+from .caches import Cache
+from .config import TransformerConfig
+from .families import Origin, read_directory, write_directory
+from .generation import generate
+from .heads import Head
+from .initialisation import initialise
+from .norms import make_norm
 
 
 class TransformerOutput(NamedTuple):
-    """logits: (batch, length, vocabulary). loss: mean next-token cross-entropy in nats, where labels were given."""
+    """logits: (batch, length, vocabulary), where no labels were given. loss: in nats per token, where they were."""
 
-    logits: Tensor
+    logits: Tensor | None
     loss: Tensor | None
 
 
-class Block(nn.Module):
-    """Attention, then feed-forward, each behind its norm and around a residual branch where the config has one.
-
-    Maps (batch, length, d_model) to the same shape and dtype.
-    """
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        attention, feedforward, width = config.attention, config.feedforward, config.d_model
-        self.residual = (attention.residual, feedforward.residual)
-        self.attention_norm = _norm(config)
-        self.attention = Attention(
-            width, heads=attention.heads, scale=attention.score_scale(config.head_dim), context=config.context
-        )
-        self.feedforward_norm = _norm(config)
-        self.feedforward = FeedForward(
-            width, feedforward.hidden_size(width), activation=feedforward.activation, gated=feedforward.gated
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        around_attention, around_feedforward = self.residual
-        mixed = self.attention(self.attention_norm(x))
-        x = x + mixed if around_attention else mixed
-        fed = self.feedforward(self.feedforward_norm(x))
-        return x + fed if around_feedforward else fed
-
-
 class Transformer(nn.Module):
-    """A decoder: embedding, `depth` blocks, norm, and a head that is not tied to the embedding.
+    """A decoder: embedding, `depth` blocks, norm and head.
 
-    Embeddings start from N(0, 1) and matrices from N(0, 1/fan_in), so that every product keeps its input's variance;
-    norms start at 1. Each parameter draws from its own stream, keyed by (seed, parameter name): variants of one seed
-    share what they have in common.
+    Embeddings start from N(0, 1), or N(0, 1/d_model) where the head is tied to them, matrices from N(0, 1/fan_in), so
+    that every product keeps its input's variance; norms start at 1, biases, sinks and learned positions at 0. Each
+    parameter draws from its own stream, keyed by (seed, parameter name): variants of one seed share what they have in
+    common. origin: where the model came from, where that was a Hugging Face directory.
     """
+
+    origin: Origin | None = None
 
     def __init__(self, config: TransformerConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocabulary, config.d_model)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = _norm(config)
-        self.head = nn.Linear(config.d_model, config.vocabulary, bias=False)
-        _initialise(self, seed)
+        width, attention, position = config.d_model, config.attention, config.position
+        self.embedding = nn.Embedding(config.vocabulary, width)
+        self.positions = nn.Embedding(config.context, width) if position.kind == "learned" else None
+        shared = None if position.kind == "learned" else position
+        self.rotary, self.bias = make_positions(shared, attention.heads, config.head_dim)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
+        self.norm = make_norm(width, config.norm) if config.norm.before_head else nn.Identity()
+        self.head = Head(width, config.vocabulary, config.head)
+        embedded = width**-0.5 if config.head.tied else 1.0
+        initialise(self, seed, deviations={"embedding.weight": embedded, "positions.weight": 0.0, "bias.weight": 0.0})
 
-    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> TransformerOutput:
-        """Logits for every position of `input_ids` (batch, length) int64, length at most `config.context`.
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> TransformerOutput:
+        """Logits for every position of `input_ids` (batch, length) int64, length at most `config.context`; or a loss.
 
         labels: (batch, length), the tokens themselves; they are shifted here (position t is judged by label t + 1), and
-        -100 counts in no loss. Raises UsageError for a sequence longer than the context.
+        -100 counts in no loss. With labels no logits are kept: see Head. attention_mask: (batch, length), 0 where a
+        token is padding, which nobody sees and which takes no position. cache: the tokens before these; it takes these
+        as well.
+        Raises UsageError for a sequence longer than the context.
         """
-        length = input_ids.shape[-1]
-        if length > self.config.context:
-            raise UsageError(
-                f"the sequence has {length} tokens and the model's context is {self.config.context}; cut the sequence "
-                f"or make the model with context={length}"
-            )
-        x = self.embedding(input_ids)
-        for block in self.blocks:
-            x = block(x)
-        logits = self.head(self.norm(x))
+        x = self.hidden(input_ids, attention_mask=attention_mask, cache=cache)
         if labels is None:
-            return TransformerOutput(logits, None)
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        return TransformerOutput(logits, loss)
+            return TransformerOutput(self.head(x, self.embedding.weight), None)
+        return TransformerOutput(None, self.head(x[:, :-1], self.embedding.weight, labels[:, 1:]))
+
+    def hidden(self, input_ids: Tensor, *, attention_mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """What the head is given, (batch, length, d_model); arguments as in forward."""
+        start = 0 if cache is None else cache.length
+        end = start + input_ids.shape[1]
+        if end > self.config.context:
+            raise UsageError(
+                f"the sequence has {end} tokens and the model's context is {self.config.context}; cut the sequence "
+                f"or make the model with context={end}"
+            )
+        places, visible = _places(input_ids, start, end, attention_mask, cache)
+        x = self.embedding(input_ids)
+        factor = self.config.embedding.factor(self.config.d_model)
+        x = x if factor == 1 else x * factor
+        queries = places[:, start:]
+        x = x if self.positions is None else x + self.positions(queries)
+        surroundings = Surroundings(
+            rotation=None if self.rotary is None else self.rotary(queries, x.dtype),
+            bias=None if self.bias is None else self.bias(queries, places, x.dtype),
+            visible=None if visible is None else visible[:, None, None, :],
+            start=start,
+            cache=cache,
+        )
+        for block in self.blocks:
+            x = block(x, surroundings)
+        if cache is not None:
+            cache.advance(input_ids.shape[1])
+        return self.norm(x)
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        *,
+        max_new_tokens: int,
+        sampler: Sampler | None = None,
+        seeds: int | Tensor = 0,
+        attention_mask: Tensor | None = None,
+        stop_tokens: Collection[int] = (),
+    ) -> Tensor:
+        """Continue token rows (batch, length) int64 with keys and values kept: see evenkeel.nn.generation.generate."""
+        return generate(
+            self,
+            input_ids,
+            max_new_tokens=max_new_tokens,
+            sampler=sampler,
+            seeds=seeds,
+            attention_mask=attention_mask,
+            stop_tokens=stop_tokens,
+        )
+
+    def parameter_count(self) -> int:
+        """How many parameters there are, each counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
     def save(self, directory: str | Path) -> None:
         """Write config.json and model.safetensors into a directory, which is made where there is none."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        config = {"model_type": MODEL_TYPE, **self.config.to_dict()}
-        (directory / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, directory / _WEIGHTS)
+        storage.save(directory, self.config, self.state_dict())
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
         """The model that `save` wrote. Raises ModelError for files that cannot be read, ConfigError for bad fields."""
-        directory, name = Path(directory), repr(clean_name(str(directory)))
-        try:
-            config = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
-            weights = load_file(directory / _WEIGHTS)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ModelError(f"{name} cannot be read ({in_one_line(error)}); save the model anew") from error
-        if not isinstance(config, dict) or config.pop("model_type", None) != MODEL_TYPE:
-            raise ModelError(
-                f"{name} is not of model_type {MODEL_TYPE!r}; give a directory that Transformer.save wrote"
-            )
-        model = cls(TransformerConfig.from_dict(config))
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ModelError(
-                f"{_CONFIG} and {_WEIGHTS} in {name} do not fit ({in_one_line(error)}); save the model anew"
-            ) from error
+        config, weights = storage.load(directory)
+        model = cls(config)
+        storage.fill(model, weights, directory)
         return model
 
+    @classmethod
+    def from_directory(cls, directory: str | Path, *, dtype: torch.dtype | None = None) -> Self:
+        """The model of a Hugging Face directory of a known family (evenkeel.nn.families): config.json and safetensors.
 
-def _norm(config: TransformerConfig) -> nn.Module:
-    if config.norm.placement == "none":
-        return nn.Identity()
-    return nn.RMSNorm(config.d_model, eps=config.norm.epsilon)
+        Its logits are those of transformers, which need not be there. No code of the directory runs. dtype: of all
+        weights; by default that of the files, the narrowest that holds them all where they have several. Dropout is not
+        read: there is none.
+        Raises ConfigError for a field that cannot be mapped, which it names, ModelError for files that cannot be read
+        and weights that are missing, too many or of other shapes.
+        """
+        return read_directory(cls, directory, dtype)
+
+    def save_directory(
+        self, directory: str | Path, *, family: str | None = None, max_shard_size: int | None = None
+    ) -> None:
+        """Write config.json and safetensors as transformers reads them; weights that were there before are replaced.
+
+        family: a name in evenkeel.nn.families.FAMILIES; by default the one that the model came from, else the first
+        that has such a model. max_shard_size: bytes of a file, a tensor at least; None for one file. The tokenizer is
+        not written: copy its files.
+        Raises ConfigError, which says what the families lack, where none has such a model.
+        """
+        write_directory(self, directory, family, max_shard_size)
 
 
-@torch.no_grad()
-def _initialise(model: Transformer, seed: int) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.dim() < 2:
-            parameter.fill_(1.0)
-            continue
-        fan_in = 1 if parameter is model.embedding.weight else parameter.shape[1]
-        parameter.normal_(0.0, fan_in**-0.5, generator=_stream(seed, name))
-
-
-def _stream(seed: int, name: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+def _places(
+    input_ids: Tensor, start: int, end: int, attention_mask: Tensor | None, cache: Cache | None
+) -> tuple[Tensor, Tensor | None]:
+    """Positions of all tokens so far, (batch or 1, end), and which of them are no padding, where some may be."""
+    visible = None if attention_mask is None else attention_mask.bool()
+    if cache is not None:
+        visible = cache.see(visible, start, end, input_ids)
+    if visible is None:
+        return torch.arange(end, device=input_ids.device)[None], None
+    return (visible.cumsum(-1) - 1).clamp(min=0), visible

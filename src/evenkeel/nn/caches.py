@@ -1,0 +1,51 @@
+"""Keys and values of the tokens before, kept while a text is continued."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from .config import TransformerConfig
+
+
+class Cache:
+    """Keys and values of all layers, (batch, key_heads, capacity, head_dim) each, written in place.
+
+    No gradient passes through it.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, *, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (2, batch, config.attention.groups, capacity, config.head_dim)
+        self.capacity = capacity
+        self.length = 0
+        self._visible: Tensor | None = None
+        self._layers = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.depth)]
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write a layer's keys and values (batch, key_heads, new, head_dim) behind those so far; return all of them."""
+        end = self.length + key.shape[2]
+        if end > self.capacity:
+            raise UsageError(f"the cache has room for {self.capacity} tokens and {end} are needed; make a larger one")
+        keys, values = self._layers[layer]
+        keys[:, :, self.length : end] = key.detach()
+        values[:, :, self.length : end] = value.detach()
+        return keys[:, :, :end], values[:, :, :end]
+
+    def see(self, new: Tensor | None, start: int, end: int, input_ids: Tensor) -> Tensor | None:
+        """Which of all tokens up to `end` are no padding, (batch, end) bool, once those from `start` on have come.
+
+        new: of these, (batch, end − start); None where none is padding. None where there was never any.
+        """
+        if new is None and self._visible is None:
+            return None
+        new = torch.ones_like(input_ids, dtype=torch.bool) if new is None else new
+        before = new.new_ones(len(new), start) if self._visible is None else self._visible
+        self._visible = torch.cat([before, new], dim=1)
+        return self._visible
+
+    def advance(self, count: int) -> None:
+        """All layers have written so many tokens."""
+        self.length += count

@@ -1,0 +1,84 @@
+"""Variants of equal size: the hidden size, or the width, at which two configs cost the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from ..catalogue import near_miss
+from ..errors import ConfigError
+from .config import TransformerConfig
+
+Measure = Literal["parameters", "flops"]
+Free = Literal["d_ff", "d_model"]
+
+_MEASURES: dict[str, Callable[[TransformerConfig], int]] = {
+    "parameters": lambda config: config.parameter_count(),
+    "flops": lambda config: config.flop_count(training=True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """A config made equal to another one. difference: (its size − the other's) / the other's."""
+
+    config: TransformerConfig
+    by: Measure
+    size: int
+    wanted: int
+
+    @property
+    def difference(self) -> float:
+        return (self.size - self.wanted) / self.wanted
+
+
+def match_parameters(
+    config: TransformerConfig, *, like: TransformerConfig, by: Measure = "parameters", free: Free = "d_ff"
+) -> Match:
+    """The config with the d_ff, or the d_model, at which it is nearest in size to another one.
+
+    by: "parameters", all of them, or "flops", of a token in training over the whole context. free: what may change;
+    d_ff stays a multiple of feedforward.multiple; d_model goes in steps that keep head_dim whole and even, and a d_ff
+    that is given stays as it is.
+    Raises ConfigError where no size at all comes near: what is fixed costs more than the other has.
+    """
+    if by not in _MEASURES:
+        raise ConfigError(f"by is {by!r}; {near_miss(by, _MEASURES)}")
+    if free not in get_args(Free):
+        raise ConfigError(f"free is {free!r}; {near_miss(free, get_args(Free))}")
+    measure = _MEASURES[by]
+    wanted = measure(like)
+    resized, step = (_with_hidden_size, config.feedforward.multiple) if free == "d_ff" else (_with_width, _step(config))
+    best = _nearest(lambda count: measure(resized(config, count * step)), wanted)
+    found = resized(config, best * step)
+    if best == 1 and measure(found) > 2 * wanted:
+        raise ConfigError(
+            f"with {free}={step} the config has {measure(found):,} {by} and the other one {wanted:,}; "
+            "make what is fixed smaller: depth, d_model or vocabulary"
+        )
+    return Match(config=found, by=by, size=measure(found), wanted=wanted)
+
+
+def _nearest(size_at: Callable[[int], int], wanted: int) -> int:
+    """The count from 1 on whose size, which grows with it, is nearest to the wanted one."""
+    high = 1
+    while size_at(high) < wanted:
+        high *= 2
+    low = max(1, high // 2)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size_at(middle) < wanted else (low, middle)
+    return min((low, high), key=lambda count: abs(size_at(count) - wanted))
+
+
+def _with_hidden_size(config: TransformerConfig, size: int) -> TransformerConfig:
+    return replace(config, feedforward=replace(config.feedforward, d_ff=size))
+
+
+def _with_width(config: TransformerConfig, width: int) -> TransformerConfig:
+    return replace(config, d_model=width)
+
+
+def _step(config: TransformerConfig) -> int:
+    return 1 if config.attention.head_dim is not None else 2 * config.attention.heads

@@ -1,0 +1,53 @@
+"""Norms of the residual stream and of queries and keys."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import NormConfig
+
+
+class RMSNorm(nn.Module):
+    """x / √(mean x² + ε) · w over the last dimension, (..., size) to the same shape and dtype.
+
+    offset: w is kept less 1 in `weight`, so that weight decay draws it to 1. Low precision is computed in float32.
+    Source: Zhang and Sennrich 2019; offset: Gemma.
+    """
+
+    def __init__(self, size: int, *, epsilon: float = 1e-6, offset: bool = False) -> None:
+        super().__init__()
+        self.epsilon, self.offset = epsilon, offset
+        self.weight = nn.Parameter(torch.full((size,), 0.0 if offset else 1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, _whole(self), self.epsilon)
+
+
+class LayerNorm(nn.Module):
+    """(x − mean) / √(var + ε) · w + b over the last dimension, (..., size) to the same shape and dtype.
+
+    bias: whether there is b. offset: w is kept less 1 in `weight`. Low precision is computed in float32.
+    Source: Ba et al. 2016; offset: Nemotron.
+    """
+
+    def __init__(self, size: int, *, epsilon: float = 1e-5, bias: bool = True, offset: bool = False) -> None:
+        super().__init__()
+        self.epsilon, self.offset = epsilon, offset
+        self.weight = nn.Parameter(torch.full((size,), 0.0 if offset else 1.0))
+        self.bias = nn.Parameter(torch.zeros(size)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, _whole(self), self.bias, self.epsilon)
+
+
+def make_norm(size: int, config: NormConfig) -> nn.Module:
+    """The norm of a config for vectors of this size."""
+    if config.kind == "layer":
+        return LayerNorm(size, epsilon=config.epsilon, bias=config.bias, offset=config.offset)
+    return RMSNorm(size, epsilon=config.epsilon, offset=config.offset)
+
+
+def _whole(norm: RMSNorm | LayerNorm) -> Tensor:
+    return 1 + norm.weight if norm.offset else norm.weight
