@@ -22,6 +22,7 @@ from ._activations import (
 from ._attention import attention
 from ._attention_options import Scale, scale_factor
 from ._attention_statistics import AttentionStatistics, attention_statistics, score_statistics
+from ._between import linear, rms_norm, rotate
 from ._gates import bilinear, clamped_swiglu, gated, geglu, geglu_tanh, glu, reglu, swiglu
 from ._linear_losses import linear_cross_entropy
 from ._losses import cross_entropy
@@ -58,6 +59,7 @@ __all__ = [
     "glu",
     "identity",
     "leaky_relu",
+    "linear",
     "linear_cross_entropy",
     "log_softmax",
     "logsumexp",
@@ -68,6 +70,8 @@ __all__ = [
     "reglu",
     "relu",
     "relu2",
+    "rms_norm",
+    "rotate",
     "sample",
     "scale_factor",
     "score_statistics",

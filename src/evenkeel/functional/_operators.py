@@ -50,7 +50,7 @@ def operator(
     ]
 
     def call(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling() or not _only_the_kernel_sees(arguments):
+        if torch.compiler.is_compiling() or not only_the_kernel_sees(arguments):
             return registered(*arguments)
         if any(type(arguments[place]) not in _FLOATS for place in floats):
             arguments = tuple(
@@ -61,7 +61,7 @@ def operator(
     return call
 
 
-def _only_the_kernel_sees(arguments: tuple[Any, ...]) -> bool:
+def only_the_kernel_sees(arguments: tuple[Any, ...]) -> bool:
     """Whether all tensors are plain ones on a CPU, and no transform, mode, trace or profile is to see what is done."""
     if (
         torch._C._are_functorch_transforms_active()

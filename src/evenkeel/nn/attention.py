@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, UsageError
-from ..functional import attention, gated
+from ..functional import attention, gated, rotate
 from .caches import Cache
 from .config import AttentionConfig, NormConfig, PositionConfig
+from .linear import Linear
 from .norms import RMSNorm
 from .positions import Alibi, RelativeBias, Rotary, Rotation
 
@@ -60,11 +61,11 @@ class Attention(nn.Module):
         self.head_dim = config.head_size(d_model)
         self.window = config.window_of(layer)
         inside, memory_size = config.heads * self.head_dim, memory_size or d_model
-        self.query = nn.Linear(d_model, inside, bias=config.bias)
-        self.key = nn.Linear(memory_size, config.groups * self.head_dim, bias=config.bias)
-        self.value = nn.Linear(memory_size, config.groups * self.head_dim, bias=config.bias)
-        self.output = nn.Linear(inside, d_model, bias=config.output_bias)
-        self.gate = nn.Linear(d_model, inside, bias=False) if config.output_gate else None
+        self.query = Linear(d_model, inside, bias=config.bias)
+        self.key = Linear(memory_size, config.groups * self.head_dim, bias=config.bias)
+        self.value = Linear(memory_size, config.groups * self.head_dim, bias=config.bias)
+        self.output = Linear(inside, d_model, bias=config.output_bias)
+        self.gate = Linear(d_model, inside, bias=False) if config.output_gate else None
         self.query_norm, self.key_norm = (_head_norm(self.head_dim, norm) if config.qk_norm else None for _ in range(2))
         self.sinks = nn.Parameter(torch.zeros(config.heads)) if config.sinks else None
         self.rotary, self.bias = make_positions(position, config.heads, self.head_dim)
@@ -84,7 +85,8 @@ class Attention(nn.Module):
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if surroundings.rotation is not None:
-            query, key = surroundings.rotation.turn(query), surroundings.rotation.turn(key)
+            query, key = rotate(query, *surroundings.rotation), rotate(key, *surroundings.rotation)
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if surroundings.cache is not None:
             key, value = surroundings.cache.extend(self.layer, key, value)
         attended = self._attend(query, key, value, surroundings, crossing=memory is not None)
@@ -92,7 +94,7 @@ class Attention(nn.Module):
         return self.output(attended if self.gate is None else gated(self.gate(x), attended, "sigmoid"))
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return x.view(*x.shape[:-1], -1, self.head_dim)
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, surroundings: Surroundings, *, crossing: bool

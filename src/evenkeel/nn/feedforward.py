@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..functional import ACTIVATIONS, gated
 from .config import FeedForwardConfig
+from .linear import Linear
 
 
 class FeedForward(nn.Module):
@@ -23,12 +24,12 @@ class FeedForward(nn.Module):
         d_ff, bias = config.hidden_size(d_model), config.bias
         self.activation = ACTIVATIONS[config.activation].name
         if config.packed:
-            self.gate_up = nn.Linear(d_model, 2 * d_ff, bias=bias)
+            self.gate_up = Linear(d_model, 2 * d_ff, bias=bias)
         else:
             self.gate_up = None
-            self.gate = nn.Linear(d_model, d_ff, bias=bias) if config.gated else None
-            self.up = nn.Linear(d_model, d_ff, bias=bias)
-        self.down = nn.Linear(d_ff, d_model, bias=bias)
+            self.gate = Linear(d_model, d_ff, bias=bias) if config.gated else None
+            self.up = Linear(d_model, d_ff, bias=bias)
+        self.down = Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate_up is not None:

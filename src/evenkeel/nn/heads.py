@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..functional import linear_cross_entropy, sigmoid_cross_entropy
+from ..functional import linear, linear_cross_entropy, sigmoid_cross_entropy
 from .config import HeadConfig
 
 
@@ -31,13 +31,13 @@ class Head(nn.Module):
         matrix = self._matrix(embedding)
         if target is not None:
             return self._loss(x, matrix, target)
-        logits = F.linear(x, matrix, self.bias)
+        logits = linear(x, matrix, self.bias)
         cap = self.config.softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def _loss(self, x: Tensor, matrix: Tensor, target: Tensor) -> Tensor:
         if self.config.kind == "sigmoid":
-            return sigmoid_cross_entropy(F.linear(x, matrix, self.bias), target)
+            return sigmoid_cross_entropy(linear(x, matrix, self.bias), target)
         options = {"bias": self.bias, "softcap": self.config.softcap, "z_loss": self.config.z_loss}
         return linear_cross_entropy(x, matrix, target, **options)
 

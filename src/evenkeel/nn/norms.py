@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..functional import rms_norm
 from .config import NormConfig
 
 
@@ -22,7 +23,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.full((size,), 0.0 if offset else 1.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, _whole(self), self.epsilon)
+        return rms_norm(x, self.weight, epsilon=self.epsilon, offset=self.offset)
 
 
 class LayerNorm(nn.Module):
@@ -39,7 +40,8 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, _whole(self), self.bias, self.epsilon)
+        weight = 1 + self.weight if self.offset else self.weight
+        return F.layer_norm(x, self.weight.shape, weight, self.bias, self.epsilon)
 
 
 def make_norm(size: int, config: NormConfig) -> nn.Module:
@@ -47,7 +49,3 @@ def make_norm(size: int, config: NormConfig) -> nn.Module:
     if config.kind == "layer":
         return LayerNorm(size, epsilon=config.epsilon, bias=config.bias, offset=config.offset)
     return RMSNorm(size, epsilon=config.epsilon, offset=config.offset)
-
-
-def _whole(norm: RMSNorm | LayerNorm) -> Tensor:
-    return 1 + norm.weight if norm.offset else norm.weight

@@ -12,17 +12,10 @@ from .config import PositionConfig, RotaryScalingConfig
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines of rotary angles, (batch or 1, 1, length, turned / 2) each, in the dtype of what they turn."""
+    """Cosines and sines of rotary angles, (batch or 1, length, turned / 2) each, in the dtype of what they turn."""
 
     cosine: Tensor
     sine: Tensor
-
-    def turn(self, x: Tensor) -> Tensor:
-        """Turn the first channels of (batch, heads, length, head_dim): i and i + turned/2 are a pair."""
-        half = self.cosine.shape[-1]
-        first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-        turned = [first * self.cosine - second * self.sine, second * self.cosine + first * self.sine]
-        return torch.cat([*turned, rest] if rest.shape[-1] else turned, dim=-1)
 
 
 class Rotary(nn.Module):
@@ -41,7 +34,7 @@ class Rotary(nn.Module):
         frequencies = self.base ** -(steps / self.turned)
         if self.scaling is not None:
             frequencies = _scaled(frequencies, self.scaling)
-        angles = (positions.double().unsqueeze(-1) * frequencies).unsqueeze(1)
+        angles = positions.double().unsqueeze(-1) * frequencies
         return Rotation(angles.cos().to(dtype), angles.sin().to(dtype))
 
 

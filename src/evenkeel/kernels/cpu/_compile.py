@@ -241,6 +241,21 @@ def with_sign(typing: Any, x: Any, sign: Any) -> Any:
     return x(x, x), generate
 
 
+@inline
+def memory(address, count, kind):
+    """An array of so many elements at an address; kind: NumPy's type of one."""
+    return numba.carray(_pointer(address, kind), count)  # pyright: ignore[reportPrivateImportUsage]
+
+
+@intrinsic
+def _pointer(typing: Any, address: Any, kind: Any) -> Any:
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.inttoptr(values[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(kind.dtype)(address, kind), generate
+
+
 @intrinsic
 def larger(typing: Any, x: Any, y: Any) -> Any:
     """The larger of two, NaN if either is: a form of it that vectorises."""

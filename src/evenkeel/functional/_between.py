@@ -1,0 +1,87 @@
+"""What stands between the nonlinear parts: torch's, but for the small calls of decoding, where torch is slow.
+
+Linear maps of a row or two, RMS norms and rotary positions go to a CPU kernel where nothing is differentiated and
+nobody looks on; measured, traced and trained they are torch's own functions.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import has_torch_function
+
+from ..kernels import cpu
+from ._operators import is_differentiated, only_the_kernel_sees
+
+_FEW = {torch.float32: 4, torch.bfloat16: 1}
+"""Up to how many rows the kernel was quicker than torch's product; `benchmarks/decoding.py` prints by how much."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b.
+
+    x: (..., inputs). weight: (outputs, inputs). bias: (outputs,). The result is (..., outputs) in their one dtype. The
+    kernel serves up to 4 rows in float32, one in bfloat16, with sums in float32.
+    Raises what torch's linear raises for shapes and dtypes that do not fit.
+    """
+    given = (x, weight) if bias is None else (x, weight, bias)
+    if not _are_few(x, weight, bias) or not _in_kernels(*given):
+        return F.linear(x, weight, bias)
+    from ..kernels.cpu import between
+
+    out = x.new_empty((*x.shape[:-1], weight.shape[0]))
+    between.products(x, weight, bias, out)
+    return out
+
+
+def _are_few(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    if weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1] or weight.numel() == 0:
+        return False
+    return x.numel() <= _FEW.get(x.dtype, 0) * weight.shape[1] and (bias is None or bias.shape == weight.shape[:1])
+
+
+def rms_norm(x: Tensor, weight: Tensor, *, epsilon: float = 1e-6, offset: bool = False) -> Tensor:
+    """x / √(mean x² + ε) · w over the last dimension.
+
+    x: (..., size). weight: (size,), w or, with offset, w − 1. The result has x's shape and dtype; low precision is
+    computed in float32. Raises what torch's rms_norm raises for shapes that do not fit.
+    Source: Zhang and Sennrich 2019; offset: Gemma.
+    """
+    if x.dtype not in _FEW or x.shape[-1:] != weight.shape or x.numel() == 0 or not _in_kernels(x, weight):
+        return F.rms_norm(x, weight.shape, 1 + weight if offset else weight, epsilon)
+    from ..kernels.cpu import between
+
+    out = torch.empty_like(x)
+    between.rms_norms(x, weight, epsilon, offset, out)
+    return out
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turn pairs of channels i and i + n of every head by angles: (a, b) to (a·cos − b·sin, b·cos + a·sin).
+
+    x: (batch, length, heads, head_dim). cosine, sine: (batch or 1, length, n), 2n at most head_dim; channels from 2n on
+    stay as they are. All of one floating dtype, which the result has; its shape is x's.
+    Source: Su et al. 2021, with LLaMA's pairing of the two halves.
+    """
+    if x.dtype in _FEW and x.numel() and _in_kernels(x, cosine, sine):
+        from ..kernels.cpu import between
+
+        out = torch.empty_like(x)
+        between.rotations(x, cosine, sine, out)
+        return out
+    half = cosine.shape[-1]
+    cosine, sine = cosine.unsqueeze(2), sine.unsqueeze(2)
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    turned = [first * cosine - second * sine, second * cosine + first * sine]
+    return torch.cat([*turned, rest] if rest.shape[-1] else turned, dim=-1)
+
+
+def _in_kernels(*tensors: Tensor) -> bool:
+    """Whether a CPU kernel takes these: one dtype, contiguous, no autocast, no gradient, and nobody who looks on."""
+    if has_torch_function(tensors) or is_differentiated(*tensors) or torch.is_autocast_enabled("cpu"):
+        return False
+    for tensor in tensors:
+        if not tensor.is_contiguous():
+            return False
+    return cpu.serves(*tensors) and only_the_kernel_sees(tensors)
