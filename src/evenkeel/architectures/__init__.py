@@ -1,6 +1,6 @@
 """Public architectures: model directories read safely, as data."""
 
-from .directories import Directory, demo_directory, open_directory
+from ..directories import Directory, demo_directory, open_directory
 from .loading import Kind, LoadedModel, load_directory, quiet
 from .tokenizers import ByteTokenizer, Tokenizer
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
+from ..directories import Directory, data_only
 from ..errors import ModelError
 from ..precision import COMPUTE_FORMATS
 from ..schema import clean_name, in_one_line
 from .classes import kind_of, make_config, model_class
-from .directories import Directory, data_only
 from .loading import LoadedModel
 from .offline import offline_and_quiet
 from .tokenizers import Tokenizer

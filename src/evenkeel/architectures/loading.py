@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ..directories import Directory, open_directory
 from ..errors import EvenkeelError, ModelError
 from ..schema import in_one_line
-from .directories import Directory, open_directory
 from .tokenizers import ByteTokenizer, Tokenizer
 
 Kind = Literal["causal", "encoder_decoder", "masked", "encoder", "vision", "audio"]
@@ -60,7 +60,7 @@ def quiet(directory: Directory) -> AbstractContextManager[None]:
 
 
 def _load_own(directory: Directory, dtype: str | None) -> LoadedModel:
-    from ..nn.transformer import Transformer
+    from ..nn import Transformer
 
     try:
         model = Transformer.load(directory.path)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..directories import Directory, Weight
 from ..errors import ModelError
 from ..precision import FORMATS
-from .directories import Directory, Weight
 from .inputs import LONGEST_ROW
 
 _FLOAT32 = 4

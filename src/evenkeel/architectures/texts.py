@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..directories import Directory, read_json
 from ..errors import ModelError, UsageError
 from ..schema import clean_name
-from .configuration import read_json
-from .directories import Directory
 from .inputs import check_embedded, position_limits, special_tokens, vocabulary_size
 from .loading import LoadedModel
 from .tokenizers import ByteTokenizer, Tokenizer

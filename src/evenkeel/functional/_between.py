@@ -15,7 +15,7 @@ from ..kernels import cpu
 from ._operators import is_differentiated, only_the_kernel_sees
 
 _FEW = {torch.float32: 4, torch.bfloat16: 1}
-"""Up to how many rows the kernel was quicker than torch's product; `benchmarks/decoding.py` prints by how much."""
+"""Up to how many rows the kernel was quicker than torch's product; `benchmarks/transformer.py` prints by how much."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
