@@ -16,6 +16,7 @@ SMALL_RUNS = {
     "gates": "--rounds 1 --shape 4 64 --threads 1",
     "generation": "--rounds 1 --layers 1 --width 16 --vocabulary 64 --tokens 2 --threads 1",
     "losses": "--rounds 1 --shape 8 16 50 --threads 1 --no-compile",
+    "recurrence": "--rounds 1 --length 3 --sizes 2x8 --threads 1",
     "softmax": "--rounds 1 --vocabularies 100 --rows 2 --threads 1",
     "tensor_statistics": "--rounds 1 --shape 16 32 --threads 1",
 }

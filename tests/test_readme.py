@@ -29,13 +29,14 @@ def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         "trainer": trainer(model, tmp_path, max_steps=2),
     }
     blocks = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         exec(block, names)
     assert capsys.readouterr().out.count("LlamaForCausalLM") == 3  # inspected, watched, trained; then the functions
     assert names["out"].shape == (1, 4, 16, 32) and names["loss"].dim() == 0
     length = names["inputs"]["input_ids"].shape[1]
     assert names["chosen"].tokens.shape == (4,) and length < names["continued"].shape[1] <= length + 5
+    assert names["text"].shape == (2, 40) and abs(names["equal"].difference) < 0.005
     assert main(["report", "run.sqlite"]) == 0
 
 

@@ -27,6 +27,7 @@ from ._gates import bilinear, clamped_swiglu, gated, geglu, geglu_tanh, glu, reg
 from ._linear_losses import linear_cross_entropy
 from ._losses import cross_entropy
 from ._operators import OPERATORS
+from ._recurrence import gru, lstm
 from ._sampler import Sampler
 from ._sampling import Sampled, distribution, sample
 from ._sigmoid_losses import sigmoid_cross_entropy
@@ -57,12 +58,14 @@ __all__ = [
     "gelu",
     "gelu_tanh",
     "glu",
+    "gru",
     "identity",
     "leaky_relu",
     "linear",
     "linear_cross_entropy",
     "log_softmax",
     "logsumexp",
+    "lstm",
     "mish",
     "naive_softmax",
     "quick_gelu",

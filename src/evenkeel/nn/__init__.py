@@ -18,9 +18,12 @@ from .heads import Head
 from .matching import Match, match_parameters
 from .norms import LayerNorm, RMSNorm
 from .positions import Alibi, RelativeBias, Rotary
+from .recurrence import GRU, LSTM
 from .transformer import Transformer, TransformerOutput
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "Alibi",
     "Attention",
     "AttentionConfig",
