@@ -19,6 +19,7 @@ SMALL_RUNS = {
     "recurrence": "--rounds 1 --length 3 --sizes 2x8 --threads 1",
     "softmax": "--rounds 1 --vocabularies 100 --rows 2 --threads 1",
     "tensor_statistics": "--rounds 1 --shape 16 32 --threads 1",
+    "transformer": "--rounds 1 --layers 1 --width 16 --vocabulary 64 --length 16 --tokens 2 --threads 1 --no-products",
 }
 SAMPLING = "--rounds 1 --vocabularies 2048 --rows 2 --filters 2048 --dtypes bfloat16 --exactness 2 --threads 1"
 SMALL = {"rounds": 1, "layers": 1, "width": 32, "heads": 2, "vocabulary": 64, "tokens": 16, "batch": 2}
