@@ -97,8 +97,8 @@ def test_out_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_an_unknown_id_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["claims", "C344"]) == 2
-    assert capsys.readouterr().err == "evenkeel: no claim is called 'C344'; did you mean 'C34'?\n"
+    assert main(["claims", "C177"]) == 2
+    assert capsys.readouterr().err == "evenkeel: no claim is called 'C177'; did you mean 'C17'?\n"
 
 
 def test_progress_for_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

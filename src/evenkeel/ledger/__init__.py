@@ -1,6 +1,18 @@
 """The ledger of claims: what the field repeats about nonlinear parts, each statement with a measured verdict."""
 
-from ._claim import LANGUAGES, VERDICTS, Bound, Claim, Language, MeasuredClaim, Measurement, Passage, Text, Verdict
+from ._claim import (
+    LANGUAGES,
+    VERDICTS,
+    Bound,
+    Citation,
+    Claim,
+    Language,
+    MeasuredClaim,
+    Measurement,
+    Passage,
+    Text,
+    Verdict,
+)
 from ._documents import DOCUMENTS, SourceDocument
 from ._drawing import draw_pages, draw_table
 from ._markdown import draw_markdown
@@ -12,6 +24,7 @@ __all__ = [
     "LANGUAGES",
     "VERDICTS",
     "Bound",
+    "Citation",
     "Claim",
     "Language",
     "Ledger",

@@ -13,6 +13,7 @@ from ..schema import encode_number
 Language = Literal["en", "es", "pt"]
 Verdict = Literal["holds", "holds with a caveat", "does not hold", "undecided"]
 Role = Literal["claim", "caveat", "noise"]
+Stance = Literal["says so", "says otherwise", "does not say"]
 
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -57,11 +58,39 @@ class Measurement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Citation:
+    """What a source says about something that code cannot measure.
+
+    source: who, when, and where in it. says: its content, in our own words. stance: whether that is what the claim
+    says, something else, or nothing about it. A claim counts its citations (`count_citations`), and its bounds are on
+    these counts, so a verdict that rests on sources is computed as every other.
+    """
+
+    source: str
+    says: Text
+    stance: Stance
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"source": self.source, "says": self.says.to_dict(), "stance": self.stance}
+
+
+def count_citations(citations: Iterable[Citation]) -> tuple[Measurement, Measurement, Measurement]:
+    """How many sources are for a claim (`cited.for`), against it (`cited.against`) and either (`cited.decisive`)."""
+    stances = [citation.stance for citation in citations]
+    says_so, says_otherwise = stances.count("says so"), stances.count("says otherwise")
+    return (
+        Measurement("cited.for", says_so, "sources"),
+        Measurement("cited.against", says_otherwise, "sources"),
+        Measurement("cited.decisive", says_so + says_otherwise, "sources"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bound:
     """The interval [low, high] that a measurement must lie in, and what follows if it does not.
 
     role: a miss of a "claim" bound means that the claim does not hold, of a "caveat" bound that it holds with a caveat,
-    of a "noise" bound that the experiment cannot decide. otherwise: what a miss says, in words.
+    of a "noise" bound that nothing can be decided: too noisy, or no source says. otherwise: what a miss says, in words.
     """
 
     measurement: str
@@ -91,6 +120,7 @@ class Claim:
     id: C01, C02, ...; permanent. statement: in our own words. passages: where it is said. method: what is measured.
     measure: the experiment; with seeds of its own, so that the same numbers come each time, clocks aside. criterion:
     the bounds that give the verdict. ops: the functions it is about. source: of the fact or of the experiment.
+    citations: what sources say, where code cannot tell.
     """
 
     id: str
@@ -101,6 +131,7 @@ class Claim:
     criterion: tuple[Bound, ...]
     ops: tuple[str, ...]
     source: str
+    citations: tuple[Citation, ...] = ()
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -160,4 +191,5 @@ class MeasuredClaim:
             "rules": list(claim.rules),
             "ops": list(claim.ops),
             "source": claim.source,
+            "citations": [citation.to_dict() for citation in claim.citations],
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator
 
-from ._claim import Bound, Claim, Language, MeasuredClaim, Role, Text, Verdict
+from ._claim import Bound, Claim, Language, MeasuredClaim, Role, Stance, Text, Verdict
 from ._documents import DOCUMENTS
 
 _WIDEST = 100
@@ -21,6 +21,11 @@ ROLES: dict[Role, Text] = {
     "claim": Text(en="holds only if", es="se cumple solo si", pt="só vale se"),
     "caveat": Text(en="caveat unless", es="salvedad a menos que", pt="ressalva a menos que"),
     "noise": Text(en="decided only if", es="decidible solo si", pt="decidível só se"),
+}
+STANCES: dict[Stance, Text] = {
+    "says so": Text(en="says so", es="lo dice", pt="diz isso"),
+    "says otherwise": Text(en="says otherwise", es="dice otra cosa", pt="diz outra coisa"),
+    "does not say": Text(en="does not say", es="no lo dice", pt="não diz"),
 }
 _SAID = Text(en="Where it is said", es="Dónde se dice", pt="Onde se diz")
 _SENTENCE = Text(en="sentence", es="frase", pt="frase")
@@ -39,6 +44,7 @@ _TOO_NOISY = Text(
     es="La medición tiene demasiado ruido para decidir; repítala en una máquina más tranquila.",
     pt="A medição tem ruído demais para decidir; repita em uma máquina mais tranquila.",
 )
+_CITED = Text(en="Cited", es="Citado", pt="Citado")
 _SOURCE = Text(en="Source", es="Fuente", pt="Fonte")
 _RULES = Text(en="Rules", es="Reglas", pt="Regras")
 _OPS = Text(en="Functions", es="Funciones", pt="Funções")
@@ -100,9 +106,12 @@ def _page(item: MeasuredClaim, language: Language, width: int) -> Iterator[str]:
     reasons = [paragraph(in_language(reason, language)) for reason in _reasons(item)]
     if reasons:
         yield from section(_WHY, reasons)
+    if claim.citations:
+        yield from section(_CITED, (paragraph(line) for line in cited(claim, language)))
     if claim.rules:
         yield from section(_RULES, [paragraph(", ".join(claim.rules))])
-    yield from section(_OPS, [paragraph(", ".join(claim.ops))])
+    if claim.ops:
+        yield from section(_OPS, [paragraph(", ".join(claim.ops))])
     yield from section(_SOURCE, [paragraph(claim.source)])
 
 
@@ -113,6 +122,13 @@ def said_in(claim: Claim, language: Language) -> Iterator[str]:
         numbers = [str(passage.sentence) for passage in claim.passages if passage.document == name]
         word = in_language(_SENTENCE if len(numbers) == 1 else _SENTENCES, language)
         yield f"“{document.title}” ({', '.join(document.languages)}), {word} {', '.join(numbers)}"
+
+
+def cited(claim: Claim, language: Language) -> Iterator[str]:
+    """One line for each source: where, whether it says what the claim says, and its words in ours."""
+    for citation in claim.citations:
+        stance = in_language(STANCES[citation.stance], language)
+        yield f"{citation.source} ({stance}): {in_language(citation.says, language)}"
 
 
 def _numbers(item: MeasuredClaim) -> Iterator[str]:
@@ -153,7 +169,9 @@ def _reasons(item: MeasuredClaim) -> tuple[Text, ...]:
     if item.lacks_a_number:
         return (_NOT_A_NUMBER,)
     if item.verdict == "undecided":
-        return (_TOO_NOISY,)
+        return tuple(bound.otherwise for bound in item.missed if bound.role == "noise" and bound.otherwise) or (
+            _TOO_NOISY,
+        )
     return item.reasons
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ._claim import LANGUAGES, MeasuredClaim
-from ._drawing import ROLES, interval, said_in
+from ._drawing import ROLES, cited, interval, said_in
 
 _INTRODUCTION = """\
 # The claims ledger
@@ -22,8 +22,12 @@ A verdict is computed, never written down. Every claim has bounds on what its ex
 - *caveat unless*: outside this bound it **holds with a caveat**;
 - *decided only if*: outside this bound, or where a number is missing, it is **undecided**.
 
-Inside all of its bounds a claim **holds**. Sentences are counted over the running text of a document, from 1; headings,
-references and page furniture do not count. The measured column is from the machine that made this page.
+Inside all of its bounds a claim **holds**. Where code cannot tell, a claim has citations: each source says so, says
+otherwise or does not say, and the bounds are on how many do which (`cited.for`, `cited.against`, `cited.decisive`).
+Facts about public models are read from the code of the installed transformers; without it they are undecided.
+
+Sentences are counted over the running text of a document, from 1; headings, references and page furniture do not count.
+The measured column is from the machine that made this page.
 """
 
 
@@ -61,15 +65,17 @@ def _section(item: MeasuredClaim) -> Iterator[str]:
     yield "|---|---|---|---|"
     values = {number.name: number for number in item.measurements}
     for bound in claim.criterion:
-        number = values[bound.measurement]
-        shown = f"{number.value:.3g} {number.unit}".removesuffix(" 1").replace("|", "\\|")
+        number = values.get(bound.measurement)
+        shown = f"{number.value:.3g} {number.unit}".removesuffix(" 1").replace("|", "\\|") if number else "not measured"
         yield f"| {ROLES[bound.role].en} | `{bound.measurement}` | {interval(bound)} | {shown} |"
     for reason in item.reasons:
         yield ""
         yield f"> {reason.en}"
+    for line in cited(claim, "en"):
+        yield ""
+        yield f"Cited: {line}"
     yield ""
-    if claim.rules:
-        yield f"Rules: {', '.join(claim.rules)}. Functions: {', '.join(claim.ops)}."
-    else:
-        yield f"Functions: {', '.join(claim.ops)}."
+    named = (("Rules", claim.rules), ("Functions", claim.ops))
+    if any(names for _, names in named):
+        yield " ".join(f"{title}: {', '.join(names)}." for title, names in named if names)
     yield f"Source: {claim.source}."

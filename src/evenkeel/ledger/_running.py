@@ -13,7 +13,25 @@ import torch
 
 from ..catalogue import Catalogue
 from ..schema import SCHEMA_VERSION
-from . import binary, centring, cost, depth, descent, gating, low_precision, sampling, saturation, scores, softmax
+from . import (
+    binary,
+    centring,
+    conventions,
+    cost,
+    depth,
+    descent,
+    families,
+    gates,
+    gating,
+    low_precision,
+    pixels,
+    sampling,
+    saturation,
+    scores,
+    sizes,
+    softmax,
+    without_softmax,
+)
 from ._claim import Claim, MeasuredClaim
 
 CLAIMS: Catalogue[Claim] = Catalogue("claim")
@@ -23,7 +41,12 @@ for _claim in (
     depth.C02,
     saturation.C03,
     descent.C04,
+    families.C06,
+    families.C07,
+    conventions.C08,
     centring.C09,
+    gates.C11,
+    pixels.C12,
     scores.C14,
     scores.C15,
     scores.C16,
@@ -33,14 +56,23 @@ for _claim in (
     sampling.C21,
     softmax.C22,
     sampling.C24,
+    sizes.C25,
+    families.C26,
+    gates.C29,
     centring.C31,
+    families.C32,
     gating.C33,
     binary.C34,
     binary.C35,
     depth.C36,
+    conventions.C37,
     cost.C40,
     softmax.C41,
+    without_softmax.C42,
     softmax.C43,
+    sizes.C44,
+    conventions.C45,
+    conventions.C48,
 ):
     CLAIMS.add(_claim.id, _claim)
 
@@ -67,7 +99,7 @@ class Ledger:
 
 
 def claims(ids: Iterable[str] | None = None, *, progress: Callable[[int, int], object] | None = None) -> Ledger:
-    """Run the experiments of some claims and judge them; without ids, of all, in about ten seconds.
+    """Run the experiments of some claims and judge them; without ids, of all, in about a minute.
 
     ids: one or more, as in "C15"; each is measured once, in the order given. progress: called with how many are done,
     and of how many, before the first experiment and after each. The experiments have their own seeds and draw nothing
