@@ -89,7 +89,7 @@ ATT301 = Rule(
         "Scale scores by 1/sqrt(d_k).",
         "Lower the learning rate of the query and key projections, or clip their growth (QK-clip).",
     ),
-    change=Change("attention.scale", "sqrt"),
+    change=Change("attention.qk_norm", True),
     claims=("C15", "C17", "C41"),
     try_command="evenkeel demo",
     source="Zhai et al. 2023, Stabilizing Transformer Training by Preventing Attention Entropy Collapse; bound derived "
@@ -231,7 +231,7 @@ ATT303 = Rule(
         "Clip the growth of the query and key projections at 100 (QK-clip).",
         "Scale scores by 1/sqrt(d_k); lower the learning rate; add weight decay.",
     ),
-    change=Change("attention.scale", "sqrt"),
+    change=Change("attention.qk_norm", True),
     claims=("C15", "C17"),
     try_command="evenkeel rules ATT303",
     source="Wortsman et al. 2023, Small-scale proxies for large-scale Transformer training instabilities; Kimi K2 "
