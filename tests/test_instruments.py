@@ -70,7 +70,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def activation(x: Tensor, function: Callable[[Tensor], Tensor], channel_dim: int = -1) -> ActivationEvent:
-    return ActivationEvent(input=x, output=function(x), function=function, channel_dim=channel_dim)
+    return ActivationEvent(input=x, output=function(x), function=function, channel_dim=channel_dim, fan_in=12)
 
 
 def activation_twin(x: np.ndarray, y: np.ndarray, slope: np.ndarray, largest_slope: float) -> Numbers:
@@ -88,6 +88,8 @@ def activation_twin(x: np.ndarray, y: np.ndarray, slope: np.ndarray, largest_slo
         "dead_channel_share": (slope == 0).all(0).mean(),
         "slope_rms": np.sqrt((slope**2).mean()),
         "tokens": len(x),
+        "channels": x.shape[1],
+        "fan_in": 12,
     }
 
 
@@ -112,7 +114,7 @@ def test_activation(name: str, shape: tuple[int, ...]):
     function, slope, largest = SLOPES[name]
     x = drawn(*shape) + (torch.linspace(-4.5, 3, shape[-1]) if len(shape) > 1 else 0)
     flat = x.double().reshape(-1, shape[-1] if len(shape) > 1 else 1)
-    event = ActivationEvent(input=x, output=function(x.clone()), function=function)
+    event = ActivationEvent(input=x, output=function(x.clone()), function=function, fan_in=12)
     twin = activation_twin(flat.numpy(), function(flat.clone()).numpy(), slope(flat.numpy()), largest)
     assert_twin(read("activation", event), twin)
 

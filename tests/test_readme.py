@@ -29,7 +29,7 @@ def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         "trainer": trainer(model, tmp_path, max_steps=2),
     }
     blocks = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     for block in blocks:
         exec(block, names)
     assert capsys.readouterr().out.count("LlamaForCausalLM") == 3  # inspected, watched, trained; then the functions

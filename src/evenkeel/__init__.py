@@ -10,23 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import functional, integrations, nn
+    from .architectures.describing import describe
     from .diagnosis import Diagnosis
     from .inspection import inspect
     from .ledger import claims
-    from .nn.transformer import Transformer, TransformerConfig
+    from .nn import Transformer, TransformerConfig
     from .records import Record
     from .schema import Change
+    from .surgery import swap
     from .watching import Watch, watch
 
 _HOMES = {
     "Change": "schema",
     "Diagnosis": "diagnosis",
     "Record": "records",
-    "Transformer": "nn.transformer",
-    "TransformerConfig": "nn.transformer",
+    "Transformer": "nn",
+    "TransformerConfig": "nn",
     "Watch": "watching",
     "claims": "ledger",
+    "describe": "architectures.describing",
     "inspect": "inspection",
+    "swap": "surgery",
     "watch": "watching",
 }
 _PACKAGES = ("functional", "integrations", "nn")
@@ -39,10 +43,12 @@ __all__ = [
     "TransformerConfig",
     "Watch",
     "claims",
+    "describe",
     "functional",
     "inspect",
     "integrations",
     "nn",
+    "swap",
     "watch",
 ]
 

@@ -23,7 +23,8 @@ class ActivationInstrument:
 
     mean_energy = Σ_c E[y_c]² / Σ_c E[y_c²] over channels c. zero_gradient_share: f′ exactly 0 in the model's own dtype.
     small_gradient_share: |f′| < 1e-2 of the function's largest |f′| between −10 and 10. dead_channel_share: channels
-    whose f′ is 0 for every token seen. tokens: values seen per channel.
+    whose f′ is 0 for every token seen. tokens: values seen per channel. fan_in: inputs of the linear map that leads
+    in, 0 where none was seen.
     """
 
     kind: ClassVar[SiteKind] = "activation"
@@ -40,12 +41,15 @@ class ActivationInstrument:
         Stat("dead_channel_share", "share"),
         Stat("slope_rms", "1"),
         Stat("tokens", "count"),
+        Stat("channels", "count"),
+        Stat("fan_in", "count"),
     )
 
     def __init__(self) -> None:
         self._sums: tuple[Tensor, Tensor] | None = None
         self._tokens = 0
         self._bound: Tensor | None = None
+        self._fan_in = 0
 
     def observe(self, event: Event) -> None:
         assert isinstance(event, ActivationEvent)
@@ -58,8 +62,10 @@ class ActivationInstrument:
         for x, y in in_pieces(inputs, outputs):
             self._take_in(*activation_sums(x, y, _slope(event.function, x), self._bound))
         self._tokens += inputs.shape[0]
+        self._fan_in = event.fan_in
 
     def merge(self, other: ActivationInstrument) -> None:
+        self._fan_in = self._fan_in or other._fan_in
         if other._sums is not None:
             self._take_in(*other._sums)
             self._tokens += other._tokens
@@ -91,7 +97,7 @@ class ActivationInstrument:
             small,
             (slope_max == 0).double().mean(),
             slope_square.sqrt(),
-            torch.full_like(mean_input, float(tokens)),
+            *(torch.full_like(mean_input, float(number)) for number in (tokens, output.numel(), self._fan_in)),
         )
         return dict(zip(self.stats, values, strict=True))
 

@@ -22,6 +22,7 @@ class AttentionInstrument:
     participation (1/Σp²), softmax_gain (1 − Σp²), sink_mass (weight of the first key). Extremes: entropy_relative_min,
     max_logit. Over all visible scores: score_mean, score_std. masked_rows counts rows that see nothing. A mean over no
     rows is NaN (a head all of whose rows are masked); relative entropies are left out where no row can see two keys.
+    score_scale, what products of queries and keys are multiplied by, and head_dim are there where a call tells them.
     """
 
     kind: ClassVar[SiteKind] = "attention"
@@ -35,6 +36,8 @@ class AttentionInstrument:
     SOFTMAX_GAIN = Stat("softmax_gain", "1", axis="head")
     SINK_MASS = Stat("sink_mass", "share", axis="head")
     MASKED_ROWS = Stat("masked_rows", "rows", axis="head")
+    SCORE_SCALE = Stat("score_scale", "1")
+    HEAD_DIM = Stat("head_dim", "channels")
     stats: ClassVar[tuple[Stat, ...]] = (
         ENTROPY,
         ENTROPY_RELATIVE,
@@ -46,11 +49,14 @@ class AttentionInstrument:
         SOFTMAX_GAIN,
         SINK_MASS,
         MASKED_ROWS,
+        SCORE_SCALE,
+        HEAD_DIM,
     )
 
     def __init__(self) -> None:
         self._summary: AttentionSummary | None = None
         self._most_keys = 0
+        self._scale: tuple[float, int] | None = None
 
     def observe(self, event: Event) -> None:
         assert isinstance(event, AttentionEvent)
@@ -59,6 +65,7 @@ class AttentionInstrument:
             rows = score_statistics(event.scores, visible=event.visible)
         else:
             assert event.query is not None and event.key is not None
+            self._scale = event.scale * event.factor, event.query.shape[-1]
             queries, keys = event.query.shape[2], event.key.shape[2]
             rows = attention_statistics(
                 event.query,
@@ -74,6 +81,7 @@ class AttentionInstrument:
             self._take_in(AttentionSummary.of(rows, event.padded_queries), most_keys)
 
     def merge(self, other: AttentionInstrument) -> None:
+        self._scale = self._scale or other._scale
         if other._summary is not None:
             self._take_in(other._summary, other._most_keys)
 
@@ -99,4 +107,7 @@ class AttentionInstrument:
         found[self.SCORE_MEAN] = summary.score_mean
         found[self.SCORE_STD] = (summary.score_deviation / summary.scores).sqrt()
         found[self.MASKED_ROWS] = summary.masked
+        if self._scale is not None:
+            scale, dim = (torch.full_like(summary.maximum[0], float(number)) for number in self._scale)
+            found |= {self.SCORE_SCALE: scale, self.HEAD_DIM: dim}
         return found

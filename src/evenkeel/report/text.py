@@ -55,9 +55,11 @@ def render(
     return _drawn(sections, width, color)
 
 
-def render_findings(document: Document, *, width: int | None = None, color: bool = False) -> str:
-    """The findings alone, each with where, what was measured, why, and what to do."""
-    return _drawn(_findings(document.findings, None), width or WIDTH, color)
+def render_findings(
+    document: Document, *, width: int | None = None, color: bool = False, new: Collection[Finding] | None = None
+) -> str:
+    """The findings alone, each with where, what was measured, why, and what to do; new: findings to mark as new."""
+    return _drawn(_findings(document.findings, new), width or WIDTH, color)
 
 
 def render_side_by_side(

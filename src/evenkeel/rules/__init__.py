@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ..catalogue import Catalogue
 from ..schema import DataInfo, Finding, ModelInfo, Reading, RuleStatus, Site, StepLog
-from . import activation, attention, gate, gradient, head, numerics, run
+from . import activation, architecture, attention, gate, gradient, head, numerics, run
 from ._examples import Example, Place, at, example
 from ._judging import apply, judge_all
 from ._measurements import Measurements
@@ -43,6 +43,9 @@ for _rule in (
     gradient.GRD502,
     numerics.NUM601,
     numerics.NUM602,
+    architecture.ARC701,
+    architecture.ARC702,
+    architecture.ARC703,
     run.RUN801,
 ):
     RULES.add(_rule.code, _rule)

@@ -15,7 +15,11 @@ from .call import Call
 from .events import AttentionEvent
 from .trace import Trace
 
-_MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
+MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
+"""Its arguments tell all that its inside would show."""
+
+"""Its arguments, which tell all that its inside would show."""
+
 _MOST_FLEXIBLE = 2**24
 _FUSED = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 
@@ -34,6 +38,7 @@ def fused(trace: Trace, call: Call) -> Any:
         key=key,
         scale=1 / math.sqrt(query.shape[-1]) if scale is None else float(scale),
         causal=bool(given.get("is_causal", False)),
+        factor=trace.tags[given["query"]].factor * trace.tags[given["key"]].factor,
         mask=None if mask is None else _four_dims_mask(mask.detach(), given["query"]),
         padded_queries=trace.frames.padding(query.shape[0], query.shape[2]),
     )
@@ -58,6 +63,7 @@ def own(trace: Trace, call: Call) -> Any:
             query=query,
             key=key,
             scale=scale_factor(options["scale"], query.shape[-1]),
+            factor=trace.tags[call.args[0]].factor * trace.tags[call.args[1]].factor,
             causal=options["causal"],
             mask=None if mask is None else mask.detach()[(None,) * (4 - mask.dim())],
             softcap=options["softcap"],
@@ -72,7 +78,7 @@ def multi_head(trace: Trace, call: Call) -> Any:
     """F.multi_head_attention_forward, whose inside no function mode sees: its arguments tell all."""
     result = call.run()
     if trace.frames.stack:
-        given = _MULTI_HEAD.bind(*call.args, **call.kwargs)
+        given = MULTI_HEAD.bind(*call.args, **call.kwargs)
         given.apply_defaults()
         with torch.no_grad(), torch._C.DisableTorchFunction():
             event = _multi_head_event(given.arguments)

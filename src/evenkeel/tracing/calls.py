@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from . import attention, pointwise
+from . import attention, pointwise, recurrence
 from .call import Call
 from .events import GateEvent, HeadEvent
 from .expressions import Cut, compose
 from .functions import CASTS, CHOICES, CONVOLUTIONS, MATMULS, POINTWISE, RECURRENCES, VIEWS
 from .provenance import Normalised, Tag, tensors_in
-from .trace import Trace
+from .trace import Trace, quietly
+
+_MOST_LOGITS = 2**22  # elements held at a time
 
 Handler = Callable[[Trace, Call], Any]
 
@@ -41,7 +43,7 @@ def handlers() -> dict[str, Handler]:
         where=_where,
         cross_entropy=_cross_entropy,
         nll_loss=_nll_loss,
-        linear_cross_entropy=_logits_never_seen,
+        linear_cross_entropy=_linear_loss,
         sigmoid_cross_entropy=_sigmoid_head,
         scaled_dot_product_attention=attention.fused,
         attention=attention.own,
@@ -80,6 +82,8 @@ def _view(trace: Trace, call: Call) -> Any:
     kept = Tag(
         gate=tag.gate,
         producer=tag.producer,
+        fan_in=tag.fan_in,
+        factor=tag.factor,
         linear_state=tag.linear_state,
         chosen=tag.chosen,
         visible=None,
@@ -118,7 +122,9 @@ def _linear(trace: Trace, call: Call) -> Any:
     result = call.run()
     _count_linear(trace)
     running = trace.frames.running  # outside the model, a map of its output may still be its head
-    trace.tags.set(result, Tag(producer=_origin(trace, call) if running is None else running))
+    weight = call.argument(1, "weight")
+    fan_in = weight.shape[-1] if isinstance(weight, Tensor) else 0
+    trace.tags.set(result, Tag(producer=_origin(trace, call) if running is None else running, fan_in=fan_in))
     return result
 
 
@@ -145,7 +151,8 @@ def _matmul(trace: Trace, call: Call) -> Any:
         if any(isinstance(item, nn.Parameter) for item in call.tensors):
             _count_linear(trace)
     running = trace.frames.running  # outside the model, a map of its output may still be its head
-    trace.tags.set(result, Tag(producer=_origin(trace, call) if running is None else running))
+    fan_in = next((item.shape[0] for item in call.tensors if isinstance(item, nn.Parameter) and item.dim() == 2), 0)
+    trace.tags.set(result, Tag(producer=_origin(trace, call) if running is None else running, fan_in=fan_in))
     return result
 
 
@@ -167,7 +174,9 @@ def _glu(trace: Trace, call: Call) -> Any:
 
 def _recurrence(trace: Trace, call: Call) -> Any:
     result = call.run()
-    if trace.frames.stack:
+    if trace.frames.stack and call.func in (functional.lstm, functional.gru):
+        recurrence.own(trace, call)
+    elif trace.frames.stack:
         trace.not_measured("recurrence", call.name, "the fused call shows no gate tensors")
     return result
 
@@ -281,10 +290,25 @@ def _own_loss(trace: Trace, call: Call, target: Any, ignored: int) -> None:
     _loss(trace, logits, scores, target, ignored)
 
 
-def _logits_never_seen(trace: Trace, call: Call) -> Any:
+def _linear_loss(trace: Trace, call: Call) -> Any:
+    """evenkeel.functional.linear_cross_entropy never holds its logits; they are made again, a chunk at a time."""
     result = call.run()
-    trace.not_measured("head", "softmax", "linear_cross_entropy never holds its logits: use cross_entropy to see them")
+    path = trace.frames.path if trace.frames.stack else trace.tags[call.args[0]].producer
+    trace.head(path or "", _chunks_of_logits(call))
     return result
+
+
+def _chunks_of_logits(call: Call) -> Iterator[HeadEvent]:
+    x, weight, target = (item.detach() for item in call.args[:3])
+    bias, softcap, temperature = (call.kwargs[name] for name in ("bias", "softcap", "temperature"))
+    rows, targets = x.reshape(-1, x.shape[-1]), target.reshape(-1)
+    chunk = max(1, _MOST_LOGITS // weight.shape[0])
+    for start in range(0, len(rows), chunk):
+        with quietly():
+            logits = rows[start : start + chunk] @ weight.to(x.dtype).mT
+            logits = logits if bias is None else logits + bias
+            logits = (logits if softcap is None else softcap * torch.tanh(logits / softcap)) / temperature
+        yield HeadEvent(logits=logits, targets=targets[start : start + chunk], ignore_index=call.kwargs["ignore_index"])
 
 
 def _sigmoid_head(trace: Trace, call: Call) -> Any:
@@ -311,4 +335,4 @@ def _loss(trace: Trace, logits: Tensor, scores: Tensor, target: Any, ignore_inde
     rows = classes_last.detach().reshape(-1, classes_last.shape[-1])
     known = isinstance(target, Tensor) and not target.is_floating_point()
     targets = target.detach().reshape(-1) if known else None
-    trace.head(path or "", HeadEvent(logits=rows, targets=targets, ignore_index=ignore_index))
+    trace.head(path or "", [HeadEvent(logits=rows, targets=targets, ignore_index=ignore_index)])

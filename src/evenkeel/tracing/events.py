@@ -15,6 +15,7 @@ from torch import Tensor
 class ActivationEvent:
     """An elementwise function was applied: `output = function(input)`, any shape, channels along `channel_dim`.
 
+    fan_in: how many inputs the linear map that leads in has, 0 where none was seen.
     `function` is the model's own implementation and safe to call again (on a detached input, with gradients enabled).
     """
 
@@ -22,6 +23,7 @@ class ActivationEvent:
     output: Tensor
     function: Callable[[Tensor], Tensor]
     channel_dim: int = -1
+    fan_in: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,7 @@ class AttentionEvent:
 
     query (batch, heads, queries, head_dim); key (batch, key_heads, keys, head_dim) with heads a multiple of key_heads;
     mask broadcastable to (batch, heads, queries, keys): bool (True = visible) or additive float;
+    scale: what the call multiplies scores by; factor: what queries and keys were multiplied by before it.
     causal is aligned top-left: query i sees keys j <= i.
     softcap: c of c·tanh(score / c), before the mask; window: query i sees keys with |i - j| < window.
     scores (batch, heads, queries, keys): the softmax's own input, scale, mask and soft-cap included, hidden entries
@@ -50,6 +53,7 @@ class AttentionEvent:
     query: Tensor | None = None
     key: Tensor | None = None
     scale: float = 1.0
+    factor: float = 1.0
     causal: bool = False
     mask: Tensor | None = None
     softcap: float | None = None

@@ -39,6 +39,7 @@ def activation_event(candidate: Candidate) -> ActivationEvent:
         output=candidate.output.detach(),
         function=candidate.function,
         channel_dim=candidate.channel_dim,
+        fan_in=candidate.fan_in,
     )
 
 
@@ -52,7 +53,7 @@ def module_call(trace: Trace, frame: Frame, op: str, function: Callable[[Tensor]
     if op == AFFINE:
         trace.tags.set(output, replace(before, cuts=cuts))
         return
-    candidate = Candidate(frame.path, op, frame.before, output, call.func, before.channel_dim)
+    candidate = Candidate(frame.path, op, frame.before, output, call.func, before.channel_dim, before.fan_in)
     trace.add_candidate(candidate)
     normalised = _sigmoid_scores(trace, op, frame.before, candidate)
     trace.tags.set(output, replace(tag, parts=(*before.parts, candidate), gate=candidate, normalised=normalised))
@@ -100,6 +101,8 @@ def _conclude(trace: Trace, call: Call, args: tuple[Any, ...], cuts: tuple[Cut, 
         parts=tuple(dict.fromkeys(part for tag in tags for part in tag.parts)),
         producer=next((tag.producer for tag in tags if tag.producer is not None), None),
         channel_dim=tags[0].channel_dim,
+        fan_in=tags[0].fan_in,
+        factor=tags[0].factor * _number(call, tensors),
         **_recurrent_state(trace, call, tags),
     )
     if call.name in AFFINE_CALLS:
@@ -112,6 +115,14 @@ def _conclude(trace: Trace, call: Call, args: tuple[Any, ...], cuts: tuple[Cut, 
     if call.name in PRODUCTS and len(tensors) == 2 and tag.gate is None and not cuts:
         _gate(trace, tensors[0], tensors[1], result)
     trace.tags.set(result, tag)
+
+
+def _number(call: Call, tensors: list[Any]) -> float:
+    """What a product with a Python number multiplies by; 1 for every other call."""
+    numbers = [item for item in call.args if isinstance(item, int | float)]
+    if len(tensors) != 1 or len(numbers) != 1 or not numbers[0]:
+        return 1.0
+    return {"mul": float(numbers[0]), "div": 1 / numbers[0]}.get(call.name, 1.0)
 
 
 def _recognised(trace: Trace, call: Call, result: Tensor, tag: Tag) -> Tag:
@@ -130,7 +141,7 @@ def _recognised(trace: Trace, call: Call, result: Tensor, tag: Tag) -> Tag:
             op = call.name
         if op in (UNKNOWN, AFFINE):
             continue
-        candidate = Candidate(trace.frames.path, op, cut.root, result, node, tag.channel_dim)
+        candidate = Candidate(trace.frames.path, op, cut.root, result, node, tag.channel_dim, tag.fan_in)
         trace.add_candidate(candidate, tag.parts)
         normalised = _sigmoid_scores(trace, op, cut.root, candidate)
         return replace(tag, parts=(candidate,), gate=candidate, normalised=normalised)
@@ -194,8 +205,8 @@ def fused_gate(trace: Trace, call: Call) -> Any:
         if clamped:
             gate, up = gate.clamp(max=CLAMPED_AT), up.clamp(-CLAMPED_AT, CLAMPED_AT) + 1
         activated = function(gate)
-    channel_dim = trace.tags[first].channel_dim
-    trace.add_candidate(Candidate(trace.frames.path, activation, gate, activated, function, channel_dim))
+    channel_dim, fan_in = trace.tags[first].channel_dim, trace.tags[first].fan_in
+    trace.add_candidate(Candidate(trace.frames.path, activation, gate, activated, function, channel_dim, fan_in))
     op = "clamped_swiglu" if clamped else GATES.get(activation, f"gated_{activation}")
     event = GateEvent(activated=activated, up=up, product=result.detach(), channel_dim=channel_dim)
     trace.emit(trace.site("gate", op), event)
@@ -233,7 +244,8 @@ def _recurrent_state(trace: Trace, call: Call, tags: list[Tag]) -> dict[str, Any
     if len(call.tensors) != 2:
         return {}
     if call.name in PRODUCTS:
-        return {"scaled": True, "linear_state": max(tag.linear_state for tag in tags)}
+        trained = any(isinstance(item, nn.Parameter) for item in call.tensors)  # a residual stream's own scale
+        return {} if trained else {"scaled": True, "linear_state": max(tag.linear_state for tag in tags)}
     if call.name != "add" or not any(tag.scaled for tag in tags):
         return {}
     steps = 1 + max(tag.linear_state for tag in tags if tag.scaled)

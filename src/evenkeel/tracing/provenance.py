@@ -24,6 +24,7 @@ class Candidate:
     output: Tensor | None
     function: Callable[[Tensor], Tensor]
     channel_dim: int
+    fan_in: int = 0
     taken: bool = False
 
     def settled(self) -> None:
@@ -56,6 +57,8 @@ class Tag:
     normalised_dim: int = -1
     producer: str | None = None  # along views and pointwise functions: the path of the linear map that made it
     channel_dim: int = -1  # along casts and pointwise functions: 1 behind a convolution
+    fan_in: int = 0  # along views and pointwise functions: how many inputs that linear map has
+    factor: float = 1.0  # along views and pointwise functions: what a linear map's output was multiplied by since
     chosen: tuple[Tensor, int] | None = None  # top-k indices and how many there were to choose from
     visible: Tensor | None = None  # the bool mask that was filled into these scores
     log_softmax_of: Tensor | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -44,6 +44,8 @@ class Trace:
         self.namer = namer
         self.frames = FrameStack()
         self.tags = Provenance()
+        self.latest: Site | None = None
+        """The site that was seen last."""
         self.batch: int | None = None
         """The batch size of the running pass."""
         self._observe = observe
@@ -108,6 +110,7 @@ class Trace:
         known = self._sites.get(site.id)
         if known is None or (known[1].status != "measured" and status == "measured"):
             self._sites[site.id] = (known[0] if known else order or self.next_order(), site)
+        self.latest = site
         return site
 
     def emit(self, site: Site, event: Event) -> None:
@@ -141,10 +144,12 @@ class Trace:
             self.frames.mark_found()
             self.frames.stack[-1].pending.append((self.next_order(), item))
 
-    def head(self, path: str, event: HeadEvent) -> None:
-        """The logits of a loss; they replace the model's output as the head of this pass."""
+    def head(self, path: str, events: Iterable[HeadEvent]) -> None:
+        """The logits of a loss, in parts; they replace the model's output as the head of this pass."""
         self._head, self._loss_seen = None, True
-        self.emit(self.site("head", "softmax", path), event)
+        site = self.site("head", "softmax", path)
+        for event in events:
+            self.emit(site, event)
 
     def model_output(self, logits: Tensor) -> None:
         """The model's own logits: the head, if no loss of them is computed."""

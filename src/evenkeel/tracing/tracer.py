@@ -131,10 +131,12 @@ class Tracer(TorchFunctionMode):
             return
         pointwise.module_call(self._trace, frame, op, bare_function(frame.module), output)
 
-    def _settle_activation(self, order: int, candidate: Candidate) -> None:
-        if not candidate.taken:
-            site = self._trace.site("activation", candidate.op, candidate.path, order=order)
-            self._trace.emit(site, pointwise.activation_event(candidate))
+    def _settle_activation(self, order: int, candidate: Candidate) -> Site | None:
+        if candidate.taken:
+            return None
+        site = self._trace.site("activation", candidate.op, candidate.path, order=order)
+        self._trace.emit(site, pointwise.activation_event(candidate))
+        return site
 
     def _settle_normalised(self, order: int, normalised: Normalised) -> None:
         if normalised.router is not None:
