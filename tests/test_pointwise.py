@@ -15,7 +15,7 @@ from evenkeel.errors import UsageError
 from evenkeel.facts import FACTS
 from evenkeel.functional import ACTIVATIONS, register_activation
 from evenkeel.kernels import cpu
-from evenkeel.nn.feedforward import FeedForward
+from evenkeel.nn import FeedForward, FeedForwardConfig
 from evenkeel.reference.activations import REFERENCES, SLOPES
 from evenkeel.testing import assert_ulp, ulp_error
 
@@ -217,8 +217,9 @@ def test_a_function_of_ones_own():
         register_activation("cube", cube)
         x, up = torch.randn(4, 6), torch.randn(4, 6)
         assert torch.equal(ek.functional.gated(x, up, "cube"), cube(x) * up)
-        assert FeedForward(6, 8, activation="cube", gated=True)(x).shape == x.shape
-        diagnosis = ek.inspect(FeedForward(6, 8, activation="cube", gated=False), [x], backward=False)
+        layers = [FeedForward(6, FeedForwardConfig(d_ff=8, activation="cube", gated=gated)) for gated in (True, False)]
+        assert layers[0](x).shape == x.shape
+        diagnosis = ek.inspect(layers[1], [x], backward=False)
         assert "cube" in {site.op for site in diagnosis.sites}
         with pytest.raises(UsageError, match="'cube' is already"):
             register_activation("cube", cube)
