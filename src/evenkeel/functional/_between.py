@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import has_torch_function
 
 from ..kernels import cpu
+from ._dtypes import widened
 from ._operators import is_differentiated, only_the_kernel_sees
 
 _FEW = {torch.float32: 4, torch.bfloat16: 1}
@@ -38,7 +39,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _are_few(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     if weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1] or weight.numel() == 0:
         return False
-    return x.numel() <= _FEW.get(x.dtype, 0) * weight.shape[1] and (bias is None or bias.shape == weight.shape[:1])
+    few = 0 < x.numel() <= _FEW.get(x.dtype, 0) * weight.shape[1]
+    return few and (bias is None or bias.shape == weight.shape[:1])
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, epsilon: float = 1e-6, offset: bool = False) -> Tensor:
@@ -49,7 +51,7 @@ def rms_norm(x: Tensor, weight: Tensor, *, epsilon: float = 1e-6, offset: bool =
     Source: Zhang and Sennrich 2019; offset: Gemma.
     """
     if x.dtype not in _FEW or x.shape[-1:] != weight.shape or x.numel() == 0 or not _in_kernels(x, weight):
-        return F.rms_norm(x, weight.shape, 1 + weight if offset else weight, epsilon)
+        return _rms_norm_in_torch(x, weight, epsilon, offset)
     from ..kernels.cpu import between
 
     out = torch.empty_like(x)
@@ -57,14 +59,21 @@ def rms_norm(x: Tensor, weight: Tensor, *, epsilon: float = 1e-6, offset: bool =
     return out
 
 
+def _rms_norm_in_torch(x: Tensor, weight: Tensor, epsilon: float, offset: bool) -> Tensor:
+    if not offset and x.dtype == weight.dtype:
+        return F.rms_norm(x, weight.shape, weight, epsilon)
+    wide = widened(weight)  # 1 + w in a low precision would round the weight away
+    return F.rms_norm(widened(x), weight.shape, 1 + wide if offset else wide, epsilon).to(x.dtype)
+
+
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Turn pairs of channels i and i + n of every head by angles: (a, b) to (a·cos − b·sin, b·cos + a·sin).
 
     x: (batch, length, heads, head_dim). cosine, sine: (batch or 1, length, n), 2n at most head_dim; channels from 2n on
-    stay as they are. All of one floating dtype, which the result has; its shape is x's.
+    stay as they are. The result has x's shape and dtype; angles of a wider dtype, as under autocast, turn in theirs.
     Source: Su et al. 2021, with LLaMA's pairing of the two halves.
     """
-    if x.dtype in _FEW and x.numel() and _in_kernels(x, cosine, sine):
+    if x.dtype in _FEW and x.numel() and _in_kernels(x, cosine, sine) and _fit(x, cosine, sine):
         from ..kernels.cpu import between
 
         out = torch.empty_like(x)
@@ -74,7 +83,15 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     cosine, sine = cosine.unsqueeze(2), sine.unsqueeze(2)
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     turned = [first * cosine - second * sine, second * cosine + first * sine]
-    return torch.cat([*turned, rest] if rest.shape[-1] else turned, dim=-1)
+    return torch.cat([*turned, rest] if rest.shape[-1] else turned, dim=-1).to(x.dtype)
+
+
+def _fit(x: Tensor, cosine: Tensor, sine: Tensor) -> bool:
+    """Whether angles have the shape that `rotate` asks for: the kernel does not look."""
+    shape, angles = x.shape, cosine.shape
+    if len(shape) != 4 or len(angles) != 3 or sine.shape != angles:
+        return False
+    return angles[0] in (1, shape[0]) and angles[1] == shape[1] and 2 * angles[2] <= shape[3]
 
 
 def _in_kernels(*tensors: Tensor) -> bool:
@@ -82,6 +99,6 @@ def _in_kernels(*tensors: Tensor) -> bool:
     if has_torch_function(tensors) or is_differentiated(*tensors) or torch.is_autocast_enabled("cpu"):
         return False
     for tensor in tensors:
-        if not tensor.is_contiguous():
+        if tensor.layout is not torch.strided or not tensor.is_contiguous():
             return False
     return cpu.serves(*tensors) and only_the_kernel_sees(tensors)

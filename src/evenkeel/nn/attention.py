@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,8 @@ class Surroundings:
 
     queries, keys: positions, (batch or 1, length). rotation: of queries. bias: (batch or 1, heads, queries, keys),
     added to the scores. visible: bool, broadcastable to (batch, heads, queries, keys). start: the place of the first
-    query among the keys. cache: where keys and values of the tokens before stand.
+    query among the keys. cache: where keys and values of the tokens before stand. span: the n of a sigmoid's
+    score − log n; None for the number of keys, which grows with a cache and counts padding.
     """
 
     rotation: Rotation | None = None
@@ -30,6 +32,7 @@ class Surroundings:
     visible: Tensor | None = None
     start: int = 0
     cache: Cache | None = None
+    span: int | None = None
 
 
 class Attention(nn.Module):
@@ -94,7 +97,7 @@ class Attention(nn.Module):
         return self.output(attended if self.gate is None else gated(self.gate(x), attended, "sigmoid"))
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:-1], -1, self.head_dim)
+        return x.view(*x.shape[:-1], x.shape[-1] // self.head_dim, self.head_dim)
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, surroundings: Surroundings, *, crossing: bool
@@ -108,6 +111,8 @@ class Attention(nn.Module):
                 key, value = key[:, :, -window:], value[:, :, -window:]
                 bias = None if bias is None else bias[..., -window:]
             causal, window = False, None
+        if self.config.normalizer == "sigmoid":
+            bias = _raised(bias, query, key.shape[2], surroundings.span)
         return attention(
             query,
             key,
@@ -160,6 +165,14 @@ def _reach(query: Tensor, key: Tensor, start: int, window: int | None, causal: b
     distance = places - torch.arange(key.shape[2], device=key.device)
     seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
     return seen if window is None else seen & (distance.abs() < window)
+
+
+def _raised(bias: Tensor | None, query: Tensor, keys: int, span: int | None) -> Tensor | None:
+    """The bias with what makes score − log keys, as attention has it, score − log span."""
+    if span is None or span == keys:
+        return bias
+    shift = math.log(keys / span)
+    return query.new_full((1, 1), shift) if bias is None else bias + shift
 
 
 def _both(first: Tensor | None, second: Tensor) -> Tensor:

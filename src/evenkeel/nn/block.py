@@ -14,7 +14,8 @@ class Block(nn.Module):
     """x + attention, then x + feed-forward, with norms where `norm.placement` says.
 
     pre: x + f(norm(x)); post: norm(x + f(x)); sandwich: x + norm(f(norm(x))); none: x + f(x). Where a part's config has
-    no residual connection, "x +" is left out. Maps (batch, length, d_model) to the same shape and dtype.
+    no residual connection, "x +" is left out. Maps (batch, length, d_model) to the same shape and dtype. Positions are
+    the model's matter: they come with the surroundings.
     """
 
     def __init__(self, config: TransformerConfig, layer: int = 0) -> None:

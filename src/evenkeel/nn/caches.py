@@ -32,7 +32,7 @@ class Cache:
         keys, values = self._layers[layer]
         keys[:, :, self.length : end] = key.detach()
         values[:, :, self.length : end] = value.detach()
-        return keys[:, :, :end], values[:, :, :end]
+        return keys[:, :, :end].to(key.dtype), values[:, :, :end].to(value.dtype)  # another one under autocast
 
     def see(self, new: Tensor | None, start: int, end: int, input_ids: Tensor) -> Tensor | None:
         """Which of all tokens up to `end` are no padding, (batch, end) bool, once those from `start` on have come.

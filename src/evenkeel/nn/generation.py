@@ -40,6 +40,7 @@ def steps(
     a model is shown the end; once the context is full it goes on with the last half of it.
     Raises UsageError for padding on the right, and for rows without a token.
     """
+    check_rows(input_ids)
     if input_ids.shape[1] == 0:
         raise UsageError("input_ids have no tokens; give at least one, for instance the one that starts a text")
     if attention_mask is not None and not bool(attention_mask[:, -1].all()):
@@ -61,10 +62,20 @@ def steps(
             hidden = model.hidden(chunk, attention_mask=seen, cache=cache)[:, -1]
             logits = model.head(hidden, model.embedding.weight)
             odds = model.head.log_odds(logits)
-            sampled = sample(odds, sampler, previous=tokens, seeds=seeds, position=position)
+            previous = tokens if visible is None else tokens.masked_fill(visible == 0, -1)
+            sampled = sample(odds, sampler, previous=previous, seeds=seeds, position=position)
         tokens = torch.cat([tokens, sampled.tokens[:, None]], dim=1)
         visible = None if visible is None else torch.cat([visible, visible.new_ones(len(tokens), 1)], dim=1)
         yield Step(logits, sampled)
+
+
+def check_rows(input_ids: Tensor) -> None:
+    """Raises UsageError for what are no rows of token ids."""
+    if input_ids.dim() != 2 or input_ids.dtype not in (torch.int64, torch.int32):
+        raise UsageError(
+            f"input_ids are {input_ids.dtype} of shape {tuple(input_ids.shape)} and must be int64 rows (batch, "
+            "length); convert with .long(), and make one row of a sequence with [None]"
+        )
 
 
 def _new_cache(model: Transformer, batch: int, capacity: int) -> Cache:

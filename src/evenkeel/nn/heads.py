@@ -31,13 +31,16 @@ class Head(nn.Module):
         matrix = self._matrix(embedding)
         if target is not None:
             return self._loss(x, matrix, target)
+        return self._logits(x, matrix)
+
+    def _logits(self, x: Tensor, matrix: Tensor) -> Tensor:
         logits = linear(x, matrix, self.bias)
         cap = self.config.softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def _loss(self, x: Tensor, matrix: Tensor, target: Tensor) -> Tensor:
         if self.config.kind == "sigmoid":
-            return sigmoid_cross_entropy(linear(x, matrix, self.bias), target)
+            return sigmoid_cross_entropy(self._logits(x, matrix), target)
         options = {"bias": self.bias, "softcap": self.config.softcap, "z_loss": self.config.z_loss}
         return linear_cross_entropy(x, matrix, target, **options)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @torch.no_grad()
@@ -18,7 +18,14 @@ def initialise(model: nn.Module, seed: int, *, deviations: dict[str, float]) -> 
     for name, parameter in model.named_parameters():
         if name in deviations or parameter.dim() >= 2:
             deviation = deviations.get(name, parameter.shape[-1] ** -0.5)
-            parameter.normal_(0.0, deviation, generator=_stream(seed, name)) if deviation else parameter.zero_()
+            parameter.copy_(_drawn(parameter, deviation, _stream(seed, name)))
+
+
+def _drawn(parameter: Tensor, deviation: float, stream: torch.Generator) -> Tensor:
+    """The same numbers whatever the device."""
+    if parameter.is_meta or not deviation:
+        return torch.zeros_like(parameter)
+    return torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu").normal_(0.0, deviation, generator=stream)
 
 
 def _stream(seed: int, name: str) -> torch.Generator:

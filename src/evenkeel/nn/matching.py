@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Literal, get_args
 
 from ..catalogue import near_miss
@@ -39,9 +40,9 @@ def match_parameters(
     """The config with the d_ff, or the d_model, at which it is nearest in size to another one.
 
     by: "parameters", all of them, or "flops", of a token in training over the whole context. free: what may change;
-    d_ff stays a multiple of feedforward.multiple; d_model goes in steps that keep head_dim whole and even, and a d_ff
-    that is given stays as it is.
-    Raises ConfigError where no size at all comes near: what is fixed costs more than the other has.
+    d_ff stays a multiple of feedforward.multiple; d_model goes in steps that keep head_dim whole and even, and so the
+    channels that rotary positions turn, and a d_ff that is given stays as it is.
+    Raises ConfigError where even the smallest size is more than a tenth too large: what is fixed costs too much.
     """
     if by not in _MEASURES:
         raise ConfigError(f"by is {by!r}; {near_miss(by, _MEASURES)}")
@@ -52,7 +53,7 @@ def match_parameters(
     resized, step = (_with_hidden_size, config.feedforward.multiple) if free == "d_ff" else (_with_width, _step(config))
     best = _nearest(lambda count: measure(resized(config, count * step)), wanted)
     found = resized(config, best * step)
-    if best == 1 and measure(found) > 2 * wanted:
+    if best == 1 and measure(found) > 1.1 * wanted:
         raise ConfigError(
             f"with {free}={step} the config has {measure(found):,} {by} and the other one {wanted:,}; "
             "make what is fixed smaller: depth, d_model or vocabulary"
@@ -81,4 +82,8 @@ def _with_width(config: TransformerConfig, width: int) -> TransformerConfig:
 
 
 def _step(config: TransformerConfig) -> int:
-    return 1 if config.attention.head_dim is not None else 2 * config.attention.heads
+    if config.attention.head_dim is not None:
+        return 1
+    rotary = config.position.kind == "rotary"
+    pairs = Fraction(config.position.share).limit_denominator(1000).denominator if rotary else 1
+    return 2 * pairs * config.attention.heads

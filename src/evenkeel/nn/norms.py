@@ -40,8 +40,11 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = 1 + self.weight if self.offset else self.weight
-        return F.layer_norm(x, self.weight.shape, weight, self.bias, self.epsilon)
+        if not self.offset:
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
+        wide = torch.promote_types(x.dtype, torch.float32)  # 1 + w in a low precision would round the weight away
+        bias = None if self.bias is None else self.bias.to(wide)
+        return F.layer_norm(x.to(wide), self.weight.shape, 1 + self.weight.to(wide), bias, self.epsilon).to(x.dtype)
 
 
 def make_norm(size: int, config: NormConfig) -> nn.Module:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from .config import PositionConfig, RotaryScalingConfig
 
 
@@ -22,12 +23,18 @@ class Rotary(nn.Module):
     """Rotary angles t·base^(−2i/d) of positions t, for the first d = share·head_dim channels of a head.
 
     Maps positions (batch or 1, length) to a Rotation; angles are computed in float64.
+    Raises ConfigError for an odd number of channels, or none.
     Source: Su et al. 2021, RoFormer, with LLaMA's pairing of the two halves; scaling: see RotaryScalingConfig.
     """
 
     def __init__(self, head_dim: int, config: PositionConfig) -> None:
         super().__init__()
         self.turned, self.base, self.scaling = config.turned(head_dim), config.base, config.scaling
+        if not self.turned or self.turned % 2:
+            raise ConfigError(
+                f"rotary positions turn pairs of channels, and of a head dimension of {head_dim} position.share="
+                f"{config.share:g} turns {self.turned}; choose both so that it is an even number"
+            )
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
         steps = torch.arange(0, self.turned, 2, dtype=torch.float64, device=positions.device)
@@ -47,7 +54,7 @@ def _scaled(frequencies: Tensor, scaling: RotaryScalingConfig) -> Tensor:
 
 
 class Alibi(nn.Module):
-    """−slope·(t − s) for a query at t and a key at s, with slopes 2^(−8/n), 2^(−16/n), ... over n heads.
+    """−slope·|t − s| for a query at t and a key at s, with slopes 2^(−8/n), 2^(−16/n), ... over n heads.
 
     Maps positions (batch or 1, queries) and (batch or 1, keys) to (batch or 1, heads, queries, keys).
     Source: Press et al. 2022; numbers of heads that are no power of two as there.
@@ -59,7 +66,7 @@ class Alibi(nn.Module):
 
     def forward(self, queries: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
         slopes = torch.tensor(self.slopes, dtype=dtype, device=queries.device)
-        return slopes[:, None, None] * (keys[:, None, None, :] - queries[:, None, :, None]).to(dtype)
+        return -slopes[:, None, None] * (keys[:, None, None, :] - queries[:, None, :, None]).abs().to(dtype)
 
 
 def _slopes(heads: int) -> list[float]:

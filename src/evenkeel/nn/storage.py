@@ -39,7 +39,13 @@ def load(directory: str | Path) -> tuple[TransformerConfig, dict[str, Tensor]]:
         raise ModelError(f"{name} cannot be read ({in_one_line(error)}); save the model anew") from error
     if not isinstance(data, dict) or data.pop("model_type", None) != MODEL_TYPE:
         raise ModelError(f"{name} is not of model_type {MODEL_TYPE!r}; give a directory that Transformer.save wrote")
-    return TransformerConfig.from_dict(data), weights
+    config, held = TransformerConfig.from_dict(data), sum(tensor.numel() for tensor in weights.values())
+    if config.depth > len(weights) or config.parameter_count() > 2 * held:  # no model of that size is even made
+        raise ModelError(
+            f"{_CONFIG} and {_WEIGHTS} in {name} do not fit (depth {config.depth} and {config.parameter_count():,} "
+            f"parameters, {len(weights)} tensors and {held:,} numbers); save the model anew"
+        )
+    return config, weights
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], directory: str | Path) -> None:

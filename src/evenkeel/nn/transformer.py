@@ -17,7 +17,7 @@ from .block import Block
 from .caches import Cache
 from .config import TransformerConfig
 from .families import Origin, read_directory, write_directory
-from .generation import generate
+from .generation import check_rows, generate
 from .heads import Head
 from .initialisation import initialise
 from .norms import make_norm
@@ -69,7 +69,8 @@ class Transformer(nn.Module):
         -100 counts in no loss. With labels no logits are kept: see Head. attention_mask: (batch, length), 0 where a
         token is padding, which nobody sees and which takes no position. cache: the tokens before these; it takes these
         as well.
-        Raises UsageError for a sequence longer than the context.
+        Raises UsageError for what are no rows of token ids, a sequence longer than the context, and an attention_mask
+        of another shape.
         """
         x = self.hidden(input_ids, attention_mask=attention_mask, cache=cache)
         if labels is None:
@@ -78,6 +79,7 @@ class Transformer(nn.Module):
 
     def hidden(self, input_ids: Tensor, *, attention_mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """What the head is given, (batch, length, d_model); arguments as in forward."""
+        check_rows(input_ids)
         start = 0 if cache is None else cache.length
         end = start + input_ids.shape[1]
         if end > self.config.context:
@@ -97,6 +99,7 @@ class Transformer(nn.Module):
             visible=None if visible is None else visible[:, None, None, :],
             start=start,
             cache=cache,
+            span=self.config.context,
         )
         for block in self.blocks:
             x = block(x, surroundings)
@@ -170,6 +173,11 @@ def _places(
     input_ids: Tensor, start: int, end: int, attention_mask: Tensor | None, cache: Cache | None
 ) -> tuple[Tensor, Tensor | None]:
     """Positions of all tokens so far, (batch or 1, end), and which of them are no padding, where some may be."""
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise UsageError(
+            f"attention_mask has shape {tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)}; give one "
+            "number for each token, with a cache too"
+        )
     visible = None if attention_mask is None else attention_mask.bool()
     if cache is not None:
         visible = cache.see(visible, start, end, input_ids)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -34,39 +35,63 @@ def one_of(path: str, value: str, known: Iterable[str]) -> None:
 def divides(path: str, value: int, whole_path: str, whole: int) -> None:
     """Raises ConfigError, naming the nearest divisor, where a value does not divide a whole."""
     if whole % value:
-        divisors = (count for count in range(1, whole + 1) if whole % count == 0)
-        nearest = min(divisors, key=lambda count: abs(count - value))
+        nearest = _nearest_divisor(value, whole)
         raise ConfigError(
             f"{whole_path} is {whole} and {path} is {value}, which does not divide it; "
             f"the nearest that does is {path}={nearest}"
         )
 
 
+def _nearest_divisor(value: int, whole: int) -> int:
+    """The divisor of a whole that is nearest to a value, the smaller of two; found from the value outwards."""
+    if value > whole:
+        return whole
+    return next(
+        count for step in range(value) for count in (value - step, value + step) if count >= 1 and whole % count == 0
+    )
+
+
+def of_its_types(config: Any, prefix: str = "") -> None:
+    """Raises ConfigError for a field of a config that holds a value of another type than it is written with."""
+    for name, expected in _types(type(config)).items():
+        _check(expected, getattr(config, name), prefix + name)
+
+
 def read(cls: Any, data: Mapping[str, Any], prefix: str = "") -> Any:
     """A config from nested plain data; raises ConfigError for a field that is not known or of the wrong type."""
-    known = {item.name for item in dataclasses.fields(cls)}
-    types = get_type_hints(cls)
+    types = _types(cls)
     values = {}
     for name, value in data.items():
-        if name not in known:
-            raise ConfigError(f"the config has a field {prefix}{name}; {near_miss(name, known)}")
-        values[name] = _value(types[name], value, prefix + name)
+        if name not in types:
+            raise ConfigError(f"the config has a field {prefix}{name}; {near_miss(name, types)}")
+        part = _part(types[name])
+        is_part = part is not None and isinstance(value, Mapping)
+        values[name] = read(part, value, f"{prefix}{name}.") if is_part else value
+        _check(types[name], values[name], prefix + name)
     return cls(**values)
 
 
-def _value(expected: Any, value: Any, path: str) -> Any:
-    choices = _choices(expected)
-    part: Any = next((choice for choice in choices if dataclasses.is_dataclass(choice)), None)
-    if part is not None and isinstance(value, Mapping):
-        return read(part, value, path + ".")
-    if part is not None and not (value is None and NoneType in choices):
+@cache
+def _types(cls: Any) -> dict[str, Any]:
+    """The types of a config's fields, by name and in their order."""
+    hints = get_type_hints(cls)
+    return {item.name: hints[item.name] for item in dataclasses.fields(cls)}
+
+
+def _part(expected: Any) -> Any:
+    """The config that a field holds, where it holds one."""
+    return next((choice for choice in _choices(expected) if dataclasses.is_dataclass(choice)), None)
+
+
+def _check(expected: Any, value: Any, path: str) -> None:
+    choices, part = _choices(expected), _part(expected)
+    if part is not None and not isinstance(value, part) and not (value is None and NoneType in choices):
         raise ConfigError(f"{path} is {value!r} and must hold the fields of {part.__name__}")
     allowed = {choice for choice in choices if isinstance(choice, type)}
     allowed |= {str for choice in choices if get_origin(choice) is Literal}
     allowed |= {int} if float in allowed else set()
-    if type(value) not in allowed:
+    if part is None and type(value) not in allowed:
         raise ConfigError(f"{path} is {value!r} and must be {_written(choices)}")
-    return value
 
 
 def _choices(expected: Any) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from ...catalogue import near_miss
 from ...errors import ConfigError
 from ...functional import scale_factor
-from ._checks import above_zero, at_least, divides, one_of
+from ._checks import above_zero, at_least, divides, of_its_types, one_of
 
 Normalizer = Literal["softmax", "sigmoid"]
 ScaleRule = Literal["sqrt", "dim", "none"]
@@ -24,8 +24,9 @@ class AttentionConfig:
     or a number. bias: of the query, key and value maps; output_bias: of the map behind the heads. qk_norm: RMS norms of
     each head's queries and keys. softcap: c in c·tanh(score/c). sinks: a learned logit per head that takes its share of
     the softmax. window: a token sees so many, itself among them; None = all before it. global_every: every so many-th
-    layer sees all tokens whatever the window. normalizer: "softmax", or "sigmoid" of each score by itself. output_gate:
-    what the heads give is multiplied by σ(W x). residual: whether the input is added to the output.
+    layer sees all tokens whatever the window. normalizer: "softmax", or "sigmoid" of each score − log n by itself, n
+    being the model's context (of a layer alone: its keys). output_gate: what the heads give is multiplied by σ(W x).
+    residual: whether the input is added to the output.
     """
 
     heads: int = 4
@@ -44,6 +45,7 @@ class AttentionConfig:
     residual: bool = True
 
     def __post_init__(self) -> None:
+        of_its_types(self, "attention.")
         for name in ("heads", "key_heads", "head_dim", "window"):
             at_least(f"attention.{name}", getattr(self, name), 1)
         at_least("attention.global_every", self.global_every, 2)
@@ -75,8 +77,11 @@ class AttentionConfig:
         return self.heads if self.key_heads is None else self.key_heads
 
     def head_size(self, d_model: int) -> int:
-        """d_k, the size of one head's queries, keys and values."""
-        return d_model // self.heads if self.head_dim is None else self.head_dim
+        """d_k, the size of one head's queries, keys and values; raises ConfigError where d_model has no such share."""
+        if self.head_dim is not None:
+            return self.head_dim
+        divides("attention.heads", self.heads, "d_model", d_model)
+        return d_model // self.heads
 
     def score_scale(self, head_dim: int) -> float:
         """The factor that scores of this head dimension d_k are multiplied by."""

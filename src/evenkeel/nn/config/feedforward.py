@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ...errors import ConfigError
 from ...functional import ACTIVATIONS
-from ._checks import at_least, one_of
+from ._checks import at_least, of_its_types, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class FeedForwardConfig:
     residual: bool = True
 
     def __post_init__(self) -> None:
+        of_its_types(self, "feedforward.")
         one_of("feedforward.activation", self.activation, ACTIVATIONS)
         at_least("feedforward.d_ff", self.d_ff, 1)
         at_least("feedforward.multiple", self.multiple, 1)

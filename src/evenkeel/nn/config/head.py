@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ...errors import ConfigError
-from ._checks import above_zero, one_of
+from ._checks import above_zero, of_its_types, one_of
 
 HeadKind = Literal["softmax", "sigmoid"]
 
@@ -19,6 +19,7 @@ class EmbeddingConfig:
     scale: Literal["sqrt"] | float = 1.0
 
     def __post_init__(self) -> None:
+        of_its_types(self, "embedding.")
         if isinstance(self.scale, str):
             one_of("embedding.scale", self.scale, ("sqrt",))
         else:
@@ -45,6 +46,7 @@ class HeadConfig:
     bias: bool = False
 
     def __post_init__(self) -> None:
+        of_its_types(self, "head.")
         one_of("head.kind", self.kind, get_args(HeadKind))
         above_zero("head.softcap", self.softcap, 30)
         if not (math.isfinite(self.z_loss) and self.z_loss >= 0):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ...errors import ConfigError
-from ._checks import above_zero, one_of
+from ._checks import above_zero, of_its_types, one_of
 
 Placement = Literal["pre", "post", "sandwich", "none"]
 NormKind = Literal["rms", "layer"]
@@ -28,6 +28,7 @@ class NormConfig:
     offset: bool = False
 
     def __post_init__(self) -> None:
+        of_its_types(self, "norm.")
         one_of("norm.kind", self.kind, get_args(NormKind))
         one_of("norm.placement", self.placement, get_args(Placement))
         above_zero("norm.epsilon", self.epsilon, 1e-6)

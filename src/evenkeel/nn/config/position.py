@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ...errors import ConfigError
-from ._checks import above_zero, at_least, one_of
+from ._checks import above_zero, at_least, of_its_types, one_of
 
 PositionKind = Literal["rotary", "learned", "alibi", "relative", "none"]
 ScalingKind = Literal["linear", "llama3"]
@@ -28,6 +28,7 @@ class RotaryScalingConfig:
     context: int = 8192
 
     def __post_init__(self) -> None:
+        of_its_types(self, "position.scaling.")
         one_of("position.scaling.kind", self.kind, get_args(ScalingKind))
         above_zero("position.scaling.factor", self.factor, 8)
         above_zero("position.scaling.low_frequency", self.low_frequency, 1)
@@ -58,6 +59,7 @@ class PositionConfig:
     farthest: int = 128
 
     def __post_init__(self) -> None:
+        of_its_types(self, "position.")
         one_of("position.kind", self.kind, get_args(PositionKind))
         above_zero("position.base", self.base, 10_000)
         above_zero("position.share", self.share, 1)
@@ -72,7 +74,7 @@ class PositionConfig:
 
     def turned(self, head_dim: int) -> int:
         """How many channels of a head are turned: position.share of them, for rotary positions."""
-        return int(self.share * head_dim) if self.kind == "rotary" else 0
+        return int(round(self.share * head_dim, 6)) if self.kind == "rotary" else 0  # 30/44 · 44 is 29.999…
 
     def parameters(self, context: int, d_model: int, heads: int) -> int:
         """How many parameters positions have."""

@@ -10,7 +10,7 @@ from typing import Any
 from ...catalogue import near_miss
 from ...errors import ConfigError
 from ...schema import Change
-from ._checks import at_least, divides, read
+from ._checks import at_least, of_its_types, read
 from .attention import AttentionConfig
 from .feedforward import FeedForwardConfig
 from .head import EmbeddingConfig, HeadConfig
@@ -38,25 +38,23 @@ class TransformerConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
 
     def __post_init__(self) -> None:
+        of_its_types(self)
         for name in ("vocabulary", "context", "depth", "d_model"):
             at_least(name, getattr(self, name), 1)
-        if self.attention.head_dim is None:
-            divides("attention.heads", self.attention.heads, "d_model", self.d_model)
         self._check_rotary()
 
     def _check_rotary(self) -> None:
         turned = self.position.turned(self.head_dim)
         if self.position.kind != "rotary" or (turned and turned % 2 == 0):
             return
+        found = f"d_model {self.d_model} with attention.heads {self.attention.heads} gives a head dimension of"
         remedy = f"make it even, for instance d_model={self.d_model + self.attention.heads}"
         if self.attention.head_dim is not None:
+            found = "attention.head_dim is"
             remedy = f"make it even, for instance attention.head_dim={self.head_dim + 1}"
         if self.position.share < 1:
             remedy = f"position.share={self.position.share:g} turns {turned} of them; choose a share of an even number"
-        raise ConfigError(
-            f"d_model {self.d_model} with attention.heads {self.attention.heads} gives a head dimension of "
-            f"{self.head_dim}, and rotary positions turn pairs of channels; {remedy}"
-        )
+        raise ConfigError(f"{found} {self.head_dim}, and rotary positions turn pairs of channels; {remedy}")
 
     @property
     def head_dim(self) -> int:
@@ -92,6 +90,7 @@ class TransformerConfig:
         on average. Windows are heeded.
         """
         length = self.context if length is None else length
+        at_least("length", length, 1)
         seen = sum(_seen(length, self.attention.window_of(layer), training) for layer in range(self.depth))
         passes = 3 if training else 1
         scores = round(2 * 2 * self.attention.heads * self.head_dim * seen)
@@ -118,7 +117,7 @@ class TransformerConfig:
         *path, name = change.axis.split(".")
         for step in path:
             if not isinstance(part.get(step), dict):
-                raise ConfigError(f"there is no axis {change.axis}; {near_miss(step, part)}")
+                raise ConfigError(f"there is no axis {change.axis}; {_instead(step, part)}")
             part = part[step]
         part[name] = change.value
         return self.from_dict(data)
@@ -131,6 +130,13 @@ class TransformerConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> TransformerConfig:
         """Read what `to_dict` wrote; raises ConfigError for a field that is not known or of the wrong type."""
         return read(cls, data)
+
+
+def _instead(step: str, part: dict[str, Any]) -> str:
+    """What to do about a step of an axis at which a config holds no fields."""
+    if step not in part:
+        return near_miss(step, part)
+    return f"{step} is {part[step]!r} and has no fields; change {step} itself"
 
 
 def _seen(length: int, window: int | None, average: bool) -> float:

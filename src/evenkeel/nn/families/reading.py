@@ -15,6 +15,7 @@ from ...catalogue import near_miss
 from ...directories import Directory, open_directory
 from ...errors import ConfigError, ModelError
 from ...schema import clean_name, in_one_line
+from ..config import TransformerConfig
 from .catalogue import FAMILIES
 from .family import TOKEN_IDS, Family, Origin
 from .layout import Layout, entries, full_names, ours_from, some
@@ -25,13 +26,16 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="Transformer")
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_TOO_MANY = 2**60  # times eight bytes they are more than torch counts
 
 
 def read_directory(make: type[T], directory: str | Path, dtype: torch.dtype | None = None) -> T:
     """The model of a directory; see Transformer.from_directory."""
     opened = open_directory(directory)
     family = _family(opened)
+    _check_depth(opened, family)
     config = family.read(opened.config)
+    _check_size(opened, config)
     with torch.device("meta"):
         model = make(config)
     shapes = {name: parameter.shape for name, parameter in model.state_dict().items()}
@@ -59,6 +63,27 @@ def _family(opened: Directory) -> Family:
             f"{near_miss(str(model_type), FAMILIES)}"
         )
     return FAMILIES[model_type]
+
+
+def _check_depth(opened: Directory, family: Family) -> None:
+    """Raises ModelError for more layers than there are tensors, before anything is made for each of them."""
+    part = next(part for part in family.parts if "depth" in part.axes)
+    depth, held = part.read(opened.config)["depth"], len(opened.weights)
+    if depth > held:
+        raise ModelError(
+            f"config.json of {opened.name} has {', '.join(part.fields)} {depth}, and the weights are {held} tensors; "
+            "give the config and all the weights of one model"
+        )
+
+
+def _check_size(opened: Directory, config: TransformerConfig) -> None:
+    """Raises ModelError for sizes that no tensor can have, not even one without memory."""
+    if config.parameter_count() >= _TOO_MANY:
+        held = sum(weight.elements for weight in opened.weights.values())
+        raise ModelError(
+            f"config.json of {opened.name} asks for {config.parameter_count():,} parameters, and the weights are "
+            f"{held:,}; give the config and all the weights of one model"
+        )
 
 
 def _check_names(
