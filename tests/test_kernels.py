@@ -19,7 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from evenkeel.functional import OPERATORS, cross_entropy, silu, softmax
-from evenkeel.functional._operators import _only_the_kernel_sees as only_the_kernel_sees
+from evenkeel.functional._operators import only_the_kernel_sees
 from evenkeel.kernels.cpu import losses as loss_kernels
 from evenkeel.kernels.cpu import softmax as softmax_kernels
 from evenkeel.kernels.cpu._spread import spread
