@@ -278,6 +278,29 @@ def test_weights_that_do_not_fit_are_named(directories: Directories, tmp_path: P
         Transformer.from_directory(edited(tmp_path / "shape", directories("llama"), intermediate_size=40))
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, "bfloat16"])
+def test_a_dtype_in_which_no_model_runs_is_refused(dtype: Any, directories: Directories) -> None:
+    with pytest.raises(UsageError, match=r"dtype is .*, in which no model runs; give one as torch\.bfloat16"):
+        Transformer.from_directory(directories("llama"), dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "message"),
+    [
+        ("llama", {"num_hidden_layers": 10**12}, r"has num_hidden_layers 10{12}, and the weights are \d+ tensors"),
+        ("gemma2", {"num_hidden_layers": 10**12, "layer_types": ...}, r"has num_hidden_layers 10{12}, and the weights"),
+        ("gpt2", {"n_layer": 10**12}, r"has n_layer 10{12}, and the weights are"),
+        ("llama", {"intermediate_size": 10**19}, r"asks for [\d,]{26,} parameters, and the weights are [\d,]+; give"),
+        ("opt", {"vocab_size": 10**18}, r"asks for [\d,]{25,} parameters, and the weights are"),
+    ],
+)
+def test_sizes_beyond_all_weights_are_refused_before_a_model_is_made(
+    case: str, changes: dict[str, Any], message: str, directories: Directories, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        Transformer.from_directory(edited(tmp_path / "vast", directories(case), **changes))
+
+
 OWN = TransformerConfig(vocabulary=61, context=30, depth=3, d_model=32)
 
 

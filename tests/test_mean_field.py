@@ -115,6 +115,9 @@ def test_what_cannot_be_is_refused():
         predicted_scales("relu", 0)
     with pytest.raises(UsageError, match="start is -1"):
         predicted_scales("relu", 3, start=-1)
+    for name, value in {"weight": 0.0, "bias": math.nan, "start": math.inf}.items():
+        with pytest.raises(UsageError, match=f"{name} is {value}"):
+            predicted_scales("relu", 3, norm="pre", **{name: value})  # pyright: ignore[reportArgumentType]
     with pytest.raises(UsageError, match="norm is 'layer'"):
         predicted_scales("relu", 3, norm="layer")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UsageError, match="did you mean 'gelu'"):

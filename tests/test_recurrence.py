@@ -322,6 +322,11 @@ def test_what_does_not_fit_is_refused_with_the_remedy():
         module(torch.randn(6, 4, 3))
     with pytest.raises(UsageError, match=r"the first state is \(1, 3, 7\) and must be .* \(1, 4, 7\)"):
         module(torch.randn(6, 4, 5), (torch.zeros(1, 3, 7), torch.zeros(1, 3, 7)))
+    first = torch.zeros(1, 4, 7)
+    with pytest.raises(UsageError, match=r"hx holds no first state; give a tuple \(h, c\)"):
+        module(torch.randn(6, 4, 5), (first,))
+    with pytest.raises(UsageError, match="hx holds no first state; give h, a tensor"):
+        GRU(5, 7)(torch.randn(6, 4, 5), (first, first))
     with pytest.raises(UsageError, match="a length of 1 or more"):
         module(torch.randn(0, 4, 5))
     with pytest.raises(ConfigError, match="hidden_size is 0"):

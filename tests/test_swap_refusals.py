@@ -54,6 +54,8 @@ REFUSED = [
     (Change("feedforward.residual", True), "nothing to change: every branch .* has a residual connection already"),
     (Change("attention.residual", 1), "give True"),
     (Change("depth", 4), "cannot be swapped in a live model"),
+    (Change("position.kind", "alibi"), "cannot be swapped in a live model: .*PositionConfig.kind="),
+    (Change("embedding.scale", "sqrt"), "cannot be swapped in a live model: .*EmbeddingConfig.scale="),
     (Change("head.z_loss", -1), "not negative"),
     (Change("head.z_loss", 0), "nothing to change"),
 ]
@@ -250,11 +252,25 @@ def test_every_change_that_a_rule_names_is_applied_or_refused_with_a_reason() ->
 
 def test_every_axis_of_the_configs_is_known() -> None:
     data = ek.TransformerConfig().to_dict()
-    parts = {name for name in data if isinstance(data[name], dict)} & {"attention", "feedforward", "norm", "head"}
-    assert len(parts) == 4
+    parts = {name for name in data if isinstance(data[name], dict)}
+    assert len(parts) == 6
     assert {f"{part}.{name}" for part in parts for name in data[part]} < set(AXES)
     with pytest.raises(UsageError, match=r"attention.window cannot.*build one with AttentionConfig\(window=\.\.\.\)"):
         ek.swap(own(), Change("attention.window", 4))
+
+
+def test_a_model_under_a_swap_is_not_saved_without_it(tmp_path: Path) -> None:
+    model, change = own(), Change("feedforward.activation", "gelu")
+    ids = tokens()["input_ids"]
+    with ek.swap(model, change):
+        for save in (model.save, model.save_directory):
+            with pytest.raises(UsageError, match=r"blocks\.0\.feedforward has another forward .*config.changed"):
+                save(tmp_path / "kept")
+        swapped = model(ids).logits
+    kept = ek.Transformer(model.config.changed(change))
+    kept.load_state_dict(model.state_dict())
+    assert not (tmp_path / "kept").exists() and torch.equal(kept(ids).logits, swapped)
+    model.save(tmp_path / "kept")
 
 
 def tokens() -> dict[str, Tensor]:

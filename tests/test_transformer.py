@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from evenkeel.errors import ConfigError, ModelError, UsageError
-from evenkeel.nn import AttentionConfig, FeedForwardConfig, NormConfig, Transformer, TransformerConfig
+from evenkeel.nn import (
+    AttentionConfig,
+    Cache,
+    FeedForwardConfig,
+    Head,
+    HeadConfig,
+    NormConfig,
+    Transformer,
+    TransformerConfig,
+)
 
 SMALL = TransformerConfig(vocabulary=61, context=24, depth=3, d_model=32, attention=AttentionConfig(heads=4))
 BARE = replace(
@@ -52,6 +61,14 @@ IDS = torch.randint(61, (3, 24), generator=torch.Generator().manual_seed(1))
         (lambda: TransformerConfig.from_dict({"attention": 3}), "attention is 3 and must hold the fields of Attention"),
         (lambda: TransformerConfig.from_dict({"depth": "3"}), "depth is '3' and must be int"),
         (lambda: TransformerConfig.from_dict({"depth": True}), "depth is True and must be int"),
+        (lambda: TransformerConfig(d_model=128.0), "d_model is 128.0 and must be int"),  # type: ignore[arg-type]
+        (lambda: TransformerConfig(d_model=math.nan), "d_model is nan and must be int"),  # type: ignore[arg-type]
+        (lambda: TransformerConfig(attention={"heads": 2}), "must hold the fields of AttentionConfig"),  # type: ignore[arg-type]
+        (lambda: AttentionConfig(softcap="50"), "attention.softcap is '50' and must be float or None"),  # type: ignore[arg-type]
+        (lambda: AttentionConfig(scale=True), "attention.scale is True and must be"),  # type: ignore[arg-type]
+        (lambda: FeedForwardConfig(gated="no"), "feedforward.gated is 'no' and must be bool"),  # type: ignore[arg-type]
+        (lambda: FeedForwardConfig(activation=torch.relu), "feedforward.activation is .* and must be str"),  # type: ignore[arg-type]
+        (lambda: TransformerConfig(d_model=10**15 + 1), r"the nearest that does is attention.heads=\d+$"),
     ],
 )
 def test_a_config_that_contradicts_itself_says_what_to_type(make: Callable[[], object], message: str) -> None:
@@ -81,6 +98,11 @@ def test_variants_of_one_seed_share_what_they_have_in_common() -> None:
     other = Transformer(SMALL, seed=4).state_dict()
     assert not any(torch.equal(first[name], other[name]) for name in first if not name.endswith("norm.weight"))
     assert not torch.equal(first["blocks.0.attention.key.weight"], first["blocks.0.attention.query.weight"])
+
+
+def test_packed_matrices_start_as_those_that_are_apart() -> None:
+    packed = replace(SMALL, feedforward=replace(SMALL.feedforward, packed=True))
+    torch.testing.assert_close(Transformer(packed)(IDS).logits, Transformer(SMALL)(IDS).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_products_keep_the_variance_of_their_input_at_initialisation() -> None:
@@ -182,6 +204,27 @@ def test_a_sequence_longer_than_the_context_is_refused() -> None:
         Transformer(SMALL)(torch.zeros(1, 25, dtype=torch.long))
 
 
+@pytest.mark.parametrize("ids", [IDS[0], IDS.float(), IDS[None]])
+def test_what_are_no_rows_of_token_ids_is_refused(ids: torch.Tensor) -> None:
+    model = Transformer(SMALL)
+    for run in (model, lambda ids: model.generate(ids, max_new_tokens=2)):
+        with pytest.raises(UsageError, match=r"input_ids are torch\..* of shape .* and must be int64 rows"):
+            run(ids)
+
+
+def test_tokens_of_another_vocabulary_are_named() -> None:
+    with pytest.raises(UsageError, match="run from 3 to 61 and the vocabulary is 61; give the tokens of the tokenizer"):
+        Transformer(SMALL)(torch.tensor([[3, 61]]))
+
+
+def test_a_cache_of_other_rows_and_a_tied_head_without_a_matrix_are_refused() -> None:
+    cache = Cache(SMALL, batch=2, capacity=24, dtype=torch.float32, device=torch.device("cpu"))
+    with pytest.raises(UsageError, match="the cache is of 2 rows and 3 came; make one with batch=3"):
+        Transformer(SMALL)(IDS, cache=cache)
+    with pytest.raises(UsageError, match=r"a tied head has no weight of its own; .*head\(x, embedding.weight\)"):
+        Head(8, 5, HeadConfig(tied=True))(torch.zeros(1, 8))
+
+
 @pytest.mark.parametrize("config", [SMALL, replace(BARE, attention=AttentionConfig(heads=2, scale=0.3))])
 def test_a_saved_model_comes_back(tmp_path: Path, config: TransformerConfig) -> None:
     model = Transformer(config, seed=5)
@@ -190,6 +233,19 @@ def test_a_saved_model_comes_back(tmp_path: Path, config: TransformerConfig) -> 
     loaded = Transformer.load(tmp_path / "new" / "folder")
     assert loaded.config == config
     assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_saved_model_comes_back_in_its_dtype_and_stays_when_its_file_changes(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    model = Transformer(SMALL).to(dtype)
+    model.save(tmp_path)
+    loaded = Transformer.load(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"x" * (tmp_path / "model.safetensors").stat().st_size)
+    for name, parameter in loaded.named_parameters():
+        assert parameter.dtype == dtype and parameter.requires_grad, name
+        assert torch.equal(parameter, model.get_parameter(name)), name
 
 
 def _drop_a_weight(directory: Path) -> None:
@@ -208,11 +264,14 @@ def _edit(directory: Path, **fields: object) -> None:
     [
         (lambda directory: (directory / "config.json").unlink(), ModelError, "FileNotFoundError.*save the model anew"),
         (lambda directory: (directory / "config.json").write_text("{"), ModelError, "JSONDecodeError.*save the model"),
+        (lambda directory: (directory / "config.json").write_text('{"a":' * 99_999), ModelError, "RecursionError"),
         (lambda directory: (directory / "config.json").write_text("[]"), ModelError, "is not of model_type 'evenkeel'"),
         (lambda directory: (directory / "model.safetensors").write_bytes(b"x" * 99), ModelError, "cannot be read"),
         (_drop_a_weight, ModelError, "do not fit .*head.weight"),
         (lambda directory: _edit(directory, model_type="llama"), ModelError, "is not of model_type 'evenkeel'"),
         (lambda directory: _edit(directory, depth=4), ModelError, "do not fit .*blocks.3"),
+        (lambda directory: _edit(directory, depth=10**12), ModelError, "do not fit .depth 1000000000000 "),
+        (lambda directory: _edit(directory, vocabulary=10**18), ModelError, "do not fit .* parameters"),
         (lambda directory: _edit(directory, wings=2), ConfigError, "the config has a field wings"),
     ],
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -56,10 +56,14 @@ def predicted_scales(
     to draw by a share of the order of √(depth/width), several times that for functions that are mostly 0.
     Source: Poole et al. 2016; Schoenholz et al. 2017; Yang and Schoenholz 2017.
     """
-    if depth < 1 or not start > 0 or norm not in ("none", "pre", "post"):
+    if depth < 1 or norm not in get_args(Placement):
         raise UsageError(
-            f"depth is {depth}, start is {start} and norm is {norm!r}; give a depth of 1 or more, a start above 0, and "
-            "none, pre or post"
+            f"depth is {depth} and norm is {norm!r}; give a depth of 1 or more, and {', '.join(get_args(Placement))}"
+        )
+    if not (0 < weight < math.inf and 0 <= bias < math.inf and 0 < start < math.inf):
+        raise UsageError(
+            f"weight is {weight}, bias is {bias} and start is {start}; give finite numbers, of which weight and start "
+            "are above 0, for instance 1, 0 and 1"
         )
     function = REFERENCES[activation] if isinstance(activation, str) else activation
     energy, energies, gains = start**2, [start**2], []

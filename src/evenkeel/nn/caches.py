@@ -30,6 +30,10 @@ class Cache:
         if end > self.capacity:
             raise UsageError(f"the cache has room for {self.capacity} tokens and {end} are needed; make a larger one")
         keys, values = self._layers[layer]
+        if key.shape[0] != keys.shape[0]:
+            raise UsageError(
+                f"the cache is of {keys.shape[0]} rows and {key.shape[0]} came; make one with batch={key.shape[0]}"
+            )
         keys[:, :, self.length : end] = key.detach()
         values[:, :, self.length : end] = value.detach()
         return keys[:, :, :end].to(key.dtype), values[:, :, :end].to(value.dtype)  # another one under autocast

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import UsageError
 from ..functional import linear, linear_cross_entropy, sigmoid_cross_entropy
 from .config import HeadConfig
 
@@ -16,6 +17,7 @@ class Head(nn.Module):
     Maps x (..., d_model) to (..., vocabulary), in the dtype of the weights. With target (...,) int64: to the mean
     negative log-likelihood in nats, with the z-loss; -100 counts in none, and a softmax's logits are made a chunk at a
     time and never kept. A tied head has no weight of its own; it is given the embedding's at each call.
+    Raises UsageError for a tied head without it.
     Source: Gemma 2 (softcap); Chowdhery et al. 2022, PaLM (z-loss).
     """
 
@@ -50,5 +52,6 @@ class Head(nn.Module):
 
     def _matrix(self, embedding: Tensor | None) -> Tensor:
         matrix = embedding if self.weight is None else self.weight
-        assert matrix is not None, "a tied head is given the embedding's weight"
+        if matrix is None:
+            raise UsageError("a tied head has no weight of its own; give it the embedding's: head(x, embedding.weight)")
         return matrix

@@ -8,24 +8,29 @@ import torch
 from torch import Tensor, nn
 
 
+_PACKED, _PARTS = ".gate_up.", (".gate.", ".up.")
+
+
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int, *, deviations: dict[str, float]) -> None:
     """Draw every matrix from N(0, 1/fan_in), so that products keep their input's variance; vectors stay as they are.
 
     deviations: by parameter name, where another standard deviation is wanted. What two models of one seed have in
-    common by name and shape starts the same in both.
+    common by name and shape starts the same in both, whatever the device, and packed matrices as those that are apart.
     """
     for name, parameter in model.named_parameters():
         if name in deviations or parameter.dim() >= 2:
-            deviation = deviations.get(name, parameter.shape[-1] ** -0.5)
-            parameter.copy_(_drawn(parameter, deviation, _stream(seed, name)))
+            deviation = deviations[name] if name in deviations else parameter.shape[-1] ** -0.5
+            parts = [name.replace(_PACKED, part) for part in _PARTS] if _PACKED in name else [name]
+            for part, piece in zip(parts, parameter.chunk(len(parts)), strict=True):
+                _draw(piece, deviation, _stream(seed, part))
 
 
-def _drawn(parameter: Tensor, deviation: float, stream: torch.Generator) -> Tensor:
-    """The same numbers whatever the device."""
-    if parameter.is_meta or not deviation:
-        return torch.zeros_like(parameter)
-    return torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu").normal_(0.0, deviation, generator=stream)
+def _draw(piece: Tensor, deviation: float, stream: torch.Generator) -> None:
+    if deviation == 0:
+        piece.zero_()
+    elif not piece.is_meta:
+        piece.copy_(torch.empty(piece.shape, dtype=piece.dtype, device="cpu").normal_(0.0, deviation, generator=stream))
 
 
 def _stream(seed: int, name: str) -> torch.Generator:

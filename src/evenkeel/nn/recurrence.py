@@ -85,6 +85,8 @@ class Recurrence(nn.Module):
 
     def _over_sequence(self, given: Any, start: States | None) -> tuple[Any, States]:
         """Output and last states, in the form in which the input was given."""
+        if start is not None and (len(start) != self.states or not all(isinstance(item, Tensor) for item in start)):
+            raise UsageError(f"hx holds no first state; give {('h, a tensor', 'a tuple (h, c)')[self.states - 1]}")
         if isinstance(given, PackedSequence):
             padded, lengths = pad_packed_sequence(given)
             outputs, states = self._through_layers(padded, self._start(padded, start), lengths.to(padded.device))

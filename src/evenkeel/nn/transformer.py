@@ -88,7 +88,7 @@ class Transformer(nn.Module):
                 f"or make the model with context={end}"
             )
         places, visible = _places(input_ids, start, end, attention_mask, cache)
-        x = self.embedding(input_ids)
+        x = self._embedded(input_ids)
         factor = self.config.embedding.factor(self.config.d_model)
         x = x if factor == 1 else x * factor
         queries = places[:, start:]
@@ -106,6 +106,15 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.advance(input_ids.shape[1])
         return self.norm(x)
+
+    def _embedded(self, input_ids: Tensor) -> Tensor:
+        try:
+            return self.embedding(input_ids)
+        except IndexError as error:
+            raise UsageError(
+                f"input_ids run from {int(input_ids.min())} to {int(input_ids.max())} and the vocabulary is "
+                f"{self.config.vocabulary}; give the tokens of the tokenizer that belongs to the model"
+            ) from error
 
     def generate(
         self,
@@ -133,14 +142,22 @@ class Transformer(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def save(self, directory: str | Path) -> None:
-        """Write config.json and model.safetensors into a directory, which is made where there is none."""
+        """Write config.json and model.safetensors into a directory, which is made where there is none.
+
+        Raises UsageError for a model under a swap, which no file keeps.
+        """
+        self._check_forwards()
         storage.save(directory, self.config, self.state_dict())
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
-        """The model that `save` wrote. Raises ModelError for files that cannot be read, ConfigError for bad fields."""
+        """The model that `save` wrote, in the dtype that it had.
+
+        Raises ModelError for files that cannot be read, ConfigError for bad fields.
+        """
         config, weights = storage.load(directory)
-        model = cls(config)
+        with torch.device("meta"):
+            model = cls(config)
         storage.fill(model, weights, directory)
         return model
 
@@ -164,9 +181,18 @@ class Transformer(nn.Module):
         family: a name in evenkeel.nn.families.FAMILIES; by default the one that the model came from, else the first
         that has such a model. max_shard_size: bytes of a file, a tensor at least; None for one file. The tokenizer is
         not written: copy its files.
-        Raises ConfigError, which says what the families lack, where none has such a model.
+        Raises ConfigError, which says what the families lack, where none has such a model, UsageError as `save`.
         """
+        self._check_forwards()
         write_directory(self, directory, family, max_shard_size)
+
+    def _check_forwards(self) -> None:
+        changed = [name for name, module in self.named_modules() if "forward" in vars(module)]
+        if changed:
+            raise UsageError(
+                f"{changed[0] or type(self).__name__} has another forward than its class, as a swap gives it, and no "
+                "file keeps that; restore() the swap, or put the weights into Transformer(config.changed(change))"
+            )
 
 
 def _places(

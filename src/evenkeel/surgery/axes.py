@@ -11,7 +11,15 @@ from typing import Any, NoReturn
 from ..catalogue import Catalogue
 from ..errors import UsageError
 from ..functional import ACTIVATIONS, scale_factor
-from ..nn import AttentionConfig, FeedForwardConfig, HeadConfig, NormConfig, TransformerConfig
+from ..nn import (
+    AttentionConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    HeadConfig,
+    NormConfig,
+    PositionConfig,
+    TransformerConfig,
+)
 from ..schema import Site
 from .activating import Activating, activatings, in_feedforward, is_below
 from .attending import Attending, attendings, is_normed
@@ -267,7 +275,14 @@ def _plan_z_loss(survey: Survey, value: float, chosen: Chosen) -> Plan:
 
 # --- what cannot be done to a live model -----------------------------------------------------------------------------
 
-_PARTS = {"attention": AttentionConfig, "feedforward": FeedForwardConfig, "norm": NormConfig, "head": HeadConfig}
+_PARTS = {
+    "embedding": EmbeddingConfig,
+    "position": PositionConfig,
+    "attention": AttentionConfig,
+    "feedforward": FeedForwardConfig,
+    "norm": NormConfig,
+    "head": HeadConfig,
+}
 _WHY = {
     "norm.placement": "norms elsewhere have other weights, and the weights behind them were trained on what these give",
     "norm.kind": "the other kind has other weights",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...catalogue import near_miss
 from ...directories import Directory, open_directory
-from ...errors import ConfigError, ModelError
+from ...errors import ConfigError, ModelError, UsageError
 from ...schema import clean_name, in_one_line
 from ..config import TransformerConfig
 from .catalogue import FAMILIES
@@ -31,6 +31,8 @@ _TOO_MANY = 2**60  # times eight bytes they are more than torch counts
 
 def read_directory(make: type[T], directory: str | Path, dtype: torch.dtype | None = None) -> T:
     """The model of a directory; see Transformer.from_directory."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise UsageError(f"dtype is {dtype!r}, in which no model runs; give one as torch.bfloat16, or leave it out")
     opened = open_directory(directory)
     family = _family(opened)
     _check_depth(opened, family)
