@@ -7,7 +7,6 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-
 _PACKED, _PARTS = ".gate_up.", (".gate.", ".up.")
 
 
