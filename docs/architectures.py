@@ -29,8 +29,8 @@ def lines(model_types: Iterable[str]) -> Iterator[str]:
     yield ""
     yield f"Made by `python docs/architectures.py` from the config classes of transformers {transformers.__version__},"
     yield f"with their default values and at most {BLOCKS} blocks; evenkeel has no code for any one of them."
-    yield f"{len(told)} of {len(rows)} causal models are described. Defaults are not those of a released checkpoint,"
-    yield "and some config classes have defaults that no model can be built from."
+    yield f"{len(told)} of {len(rows)} causal models are described; a cell says what was not found. Defaults are not"
+    yield "those of a released checkpoint, and some config classes have defaults that no model can be built from."
     yield ""
     yield "| model_type | attention | scale | feed-forward | norm | positions |"
     yield "|---|---|---|---|---|---|"
@@ -52,6 +52,8 @@ def _row(model_type: str, name: str) -> tuple[tuple[str, ...], str]:
         found = describe_config({"model_type": model_type, "architectures": [name], **_depth(model_type)})
     except EvenkeelError as error:
         return (), str(error).replace("|", "\\|")
+    if not (found.attentions or found.feedforwards or any(site.kind == "recurrence" for site in found.sites)):
+        return (), "neither attention nor recurrence nor feed-forward was found"
     return tuple(cell.replace("|", "\\|") for cell in _cells(found)), ""
 
 

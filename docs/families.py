@@ -16,8 +16,8 @@ Made by `python docs/families.py` from `evenkeel.nn.families.FAMILIES`; a test c
 ```python
 from evenkeel import Transformer
 
-model = Transformer.from_directory("path/to/model")     # config.json and safetensors, sharded or not; no transformers
-model.save_directory("path/to/another")                 # transformers reads it: AutoModelForCausalLM.from_pretrained
+model = Transformer.from_directory("path/to/model")  # config.json and safetensors, sharded or not; no transformers
+model.save_directory("path/to/another")  # transformers reads it: AutoModelForCausalLM.from_pretrained
 ```
 
 Logits and gradients are those of transformers' model with its language-modelling head. Weights keep the dtype of the

@@ -117,6 +117,7 @@ def test_what_names_code_is_dropped_and_said(config: Path, capsys: pytest.Captur
     [
         ("nowhere/at-all", 3, "holds no config.json"),
         ("lama", 3, "did you mean 'llama'"),
+        ("lama", 3, "there is no directory 'lama'"),
         ("{broken", 3, "is no JSON"),
         (json.dumps({"model_type": "llama", "hidden_size": "wide"}), 3, "no valid llama config"),
         (json.dumps({"model_type": "dbrx"}), 3, "DbrxForCausalLM cannot be built from this config"),

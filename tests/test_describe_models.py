@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import math
 from pathlib import Path
@@ -19,6 +20,7 @@ import evenkeel as ek
 from evenkeel.architectures.describing import describe_config
 from evenkeel.description import Description
 from evenkeel.errors import ModelError, UsageError
+from evenkeel.report import architecture
 
 _T5 = {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 80, "num_layers": 2, "num_heads": 4}
 
@@ -137,7 +139,10 @@ def codes(found: Description) -> dict[str, str]:
 def test_what_is_odd_is_found_and_what_is_not_is_not() -> None:
     assert codes(described(Layer(Attend(8**-0.5, causal)))) == {}
     assert codes(described(Layer(Attend(8**-0.5, causal), torch.sigmoid))) == {"ARC702": "warning"}
-    assert codes(described(Layer(Attend(0.2, causal)))) == {"ARC701": "info"}
+    odd = described(Layer(Attend(0.2, causal)))
+    assert codes(odd) == {"ARC701": "info"}
+    text = architecture.render(odd)
+    assert "scaled by 0.2\n" in text and "= other" not in text
     assert codes(described(Layer(Attend(3.0, causal), torch.tanh))) == {"ARC701": "warning", "ARC702": "warning"}
 
 
@@ -153,6 +158,31 @@ def test_inspecting_finds_the_same_scale_and_sizes() -> None:
     sites = {site.kind: site.id for site in reversed(diagnosis.sites)}
     assert by_stat[sites["activation"], "channels"] == (96.0,) and by_stat[sites["activation"], "fan_in"] == (32.0,)
     assert by_stat[sites["attention"], "head_dim"] == (8.0,)
+
+
+@pytest.mark.parametrize(
+    ("scaled", "told"),
+    [
+        (lambda query: query * 0.25, [(0.25,)]),
+        (lambda query: query.divide(4), [(0.25,)]),
+        (lambda query: query.mul(other=0.25), [(0.25,)]),
+        (lambda query: query * torch.tensor(0.25), []),
+        (lambda query: query * torch.full((1,), 0.25), []),
+    ],
+    ids=["product", "quotient", "by name", "tensor", "tensor of one dimension"],
+)
+def test_inspecting_tells_no_scale_that_it_has_not_seen(scaled: Any, told: list[tuple[float, ...]]) -> None:
+    class Fused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            heads = self.map(x).unflatten(-1, (2, 8)).transpose(1, 2)
+            return F.scaled_dot_product_attention(scaled(heads), heads, heads, scale=1.0)
+
+    readings = ek.inspect(Fused(), [torch.randn(2, 9, 16)], backward=False).readings
+    assert [item.values for item in readings if item.stat == "score_scale"] == told
 
 
 # --- live modules ------------------------------------------------------------------------------------------------
@@ -186,6 +216,90 @@ def test_a_live_model_shows_what_a_fused_call_hides() -> None:
     (part,) = found.attentions
     assert part.window == 4096 and part.causal
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_model_compiled_or_without_memory_is_described_as_it_is() -> None:
+    config = AutoConfig.for_model("gpt2", n_layer=2, n_embd=32, n_head=4, vocab_size=96)
+    with torch.device("meta"):
+        bare = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(config)
+    wanted = ek.describe(model)
+    assert wanted.attentions[0].causal and wanted.model.class_name == "GPT2LMHeadModel"
+    for other in (torch.compile(model), bare):
+        found = ek.describe(other)  # pyright: ignore[reportArgumentType]
+        assert (found.model.class_name, found.attentions, found.feedforwards, found.head, found.costs) == (
+            "GPT2LMHeadModel",
+            wanted.attentions,
+            wanted.feedforwards,
+            wanted.head,
+            wanted.costs,
+        )
+
+
+def test_our_own_config_costs_no_memory_and_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = {"model_type": "evenkeel", "vocabulary": 10**12, "d_model": 128, "depth": 1}  # 512 TB a matrix
+    (tmp_path / "config.json").write_text(json.dumps(wide))
+    assert ek.describe(tmp_path).model.parameters > 2 * 128 * 10**12
+    monkeypatch.setattr("evenkeel.architectures.describing.allocation._MOST", 40)
+    (tmp_path / "config.json").write_text(json.dumps({**wide, "depth": 40}))
+    with pytest.raises(ModelError, match="more than 40 tensors"):
+        ek.describe(tmp_path)
+    with pytest.raises(ModelError, match="more than 40 tensors"):
+        describe_config({"model_type": "llama", "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 40})
+
+
+def test_what_a_row_of_tokens_never_reaches_is_said_and_not_counted_for_a_token() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    found = describe_config(
+        {
+            "model_type": "llava",
+            "text_config": {"model_type": "llama", "vocab_size": 96, **sizes},
+            "vision_config": {"model_type": "clip_vision_model", "image_size": 28, "patch_size": 14, **sizes},
+        }
+    )
+    text = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=96, **sizes))
+    assert found.costs.active == sum(item.numel() for item in text.parameters()) < found.costs.parameters
+    assert [note for note in found.notes if "not read" in note and "model.vision_tower" in note]
+
+
+def test_windows_of_a_picture_are_no_heads() -> None:
+    settings = {"image_size": 32, "patch_size": 4, "window_size": 2, "embed_dim": 24, "depths": [2], "num_heads": [3]}
+    found = describe_config({"model_type": "swin", **settings})
+    assert {(part.heads, part.key_heads, part.head_dim) for part in found.attentions} == {(3, 3, 8)}
+
+
+def test_windows_bound_what_is_cached() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    settings = {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 6, "vocab_size": 96, **sizes}
+    found = describe_config(settings, context=50)
+    assert found.costs.cached_bytes == 2 * 2 * 16 * 4
+    assert found.costs.context_bytes == 6 * 2 * 2 * 16 * 4
+    assert "256 bytes per token" in found.to_text() and "1.5 KiB for 50 tokens" in found.to_text()
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "message"),
+    [
+        (5, {}, "was given int"),
+        ("gpt2", {"context": 0}, "context is 0"),
+        ("gpt2", {"inputs": (torch.zeros(1),)}, "leave them out"),
+    ],
+)
+def test_what_describe_cannot_take_is_refused(model: Any, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ek.describe(model, **given)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(enabled: bool) -> None:
+    before = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with pytest.raises(ModelError):
+            ek.describe("no_such_type")
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_our_own_model_and_its_directory(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def test_every_causal_model_has_a_row() -> None:
     assert rows().keys() == MODELS.keys()
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "gpt_oss", "mamba", "dbrx"])
+@pytest.mark.parametrize("model_type", ["gemma2", "gpt_oss", "mamba", "mamba2", "dbrx"])
 def test_rows_are_what_describing_says(model_type: str) -> None:
     spec = importlib.util.spec_from_file_location("architectures_page", DOCS / "architectures.py")
     assert spec is not None and spec.loader is not None

@@ -118,14 +118,16 @@ class Costs:
 
     context: the number of keys that attention is counted at (a window counts as its own length). attention_flops: per
     token, of scores and of weights on values at that context; contained in the part "attention". cached_bytes: per
-    token, of all keys and values in the model's dtype; windowed layers stop growing at their window. latent_bytes: the
-    same where latents are cached instead, None where there are none.
+    token, of all keys and values in the model's dtype; windowed layers stop growing at their window. context_bytes: of
+    all that is cached for `context` tokens, windows kept to. latent_bytes: per token where latents are cached instead,
+    None where there are none.
     """
 
     parts: tuple[Cost, ...]
     context: int
     attention_flops: float | None
     cached_bytes: int
+    context_bytes: int
     latent_bytes: int | None
 
     @property

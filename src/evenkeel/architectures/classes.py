@@ -41,8 +41,7 @@ def make_config(data: dict[str, Any]) -> PreTrainedConfig:
         near = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING.keys()), n=1)
         hint = f"did you mean {near[0]!r}?" if near else "the directory's own code is never run"
         raise ModelError(
-            f"model_type {clean_name(str(model_type))!r} in config.json is unknown to transformers "
-            f"{transformers.__version__}; {hint}"
+            f"model_type {clean_name(str(model_type))!r} is unknown to transformers {transformers.__version__}; {hint}"
         )
     try:
         return CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(data))

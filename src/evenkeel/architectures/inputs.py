@@ -240,7 +240,8 @@ def special_tokens(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ..
 
 def vocabulary_size(loaded: LoadedModel) -> int:
     """How many tokens the config names; raises ModelError where it does not."""
-    size = _setting(loaded, "vocab_size") or loaded.config.get("vocabulary")
+    size = _setting(loaded, "vocab_size")
+    size = loaded.config.get("vocabulary") if size is None else size
     if not isinstance(size, int) or size < 2:
         raise ModelError(f"inputs cannot be made: the config's vocab_size is {size} and must be 2 or more")
     return size

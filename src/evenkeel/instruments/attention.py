@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -65,7 +66,8 @@ class AttentionInstrument:
             rows = score_statistics(event.scores, visible=event.visible)
         else:
             assert event.query is not None and event.key is not None
-            self._scale = event.scale * event.factor, event.query.shape[-1]
+            if not math.isnan(event.factor):
+                self._scale = event.scale * event.factor, event.query.shape[-1]
             queries, keys = event.query.shape[2], event.key.shape[2]
             rows = attention_statistics(
                 event.query,

@@ -46,13 +46,17 @@ def render(
 def _conclusion(document: Description) -> Text:
     costs = document.costs
     size = f"{_scaled(costs.parameters)} parameters"
-    if costs.active is not None and costs.active != costs.parameters:
+    if costs.active is not None and _scaled(costs.active) != _scaled(costs.parameters):
         size += f", {_scaled(costs.active)} of them for one token"
     depth = f"{count(document.depth, 'block')}" + (f" of width {document.d_model:,}" if document.d_model else "")
     first = next(iter(document.feedforwards), None)
     made = f", {_form(first)}" if first else ""
     attended = document.attentions[0] if document.attentions else None
-    scale = f", attention scaled by {attended.scale_rule}" if attended and attended.scale is not None else ""
+    scale = ""
+    if attended and attended.scale is not None:
+        scale = (
+            f", attention scaled by {number(attended.scale) if attended.scale_rule == 'other' else attended.scale_rule}"
+        )
     line = f"{document.model.class_name}: {size}; {depth}{made}{scale}"
     return Text(printable(line), "bold")
 
@@ -97,7 +101,8 @@ def _attention(part: AttentionPart) -> str:
         heads += f" (values {part.value_dim})"
     if part.key_heads != part.heads:
         heads += f", {part.key_heads} for keys and values"
-    scale = "scale not found" if part.scale is None else f"scale {number(part.scale)} = {part.scale_rule}"
+    scale = "scale not found" if part.scale is None else f"scale {number(part.scale)}"
+    scale += f" = {part.scale_rule}" if part.scale is not None and part.scale_rule != "other" else ""
     extras = [
         f"soft-cap {number(part.softcap)}" if part.softcap is not None else "",
         "learned sinks" if part.sinks else "",
@@ -161,7 +166,7 @@ def _closing_costs(document: Description) -> Text:
         )
     if costs.cached_bytes:
         latent = f"; as latents {_in_bytes(costs.latent_bytes)}" if costs.latent_bytes else ""
-        whole = _in_bytes(costs.cached_bytes * costs.context)
+        whole = _in_bytes(costs.context_bytes)
         lines.append(
             f"KV cache: {_in_bytes(costs.cached_bytes)} per token in {document.model.dtype}{latent}; "
             f"{whole} for {costs.context:,} tokens"

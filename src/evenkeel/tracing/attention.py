@@ -18,8 +18,6 @@ from .trace import Trace
 MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
 """Its arguments tell all that its inside would show."""
 
-"""Its arguments, which tell all that its inside would show."""
-
 _MOST_FLEXIBLE = 2**24
 _FUSED = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 

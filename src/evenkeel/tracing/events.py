@@ -42,7 +42,8 @@ class AttentionEvent:
 
     query (batch, heads, queries, head_dim); key (batch, key_heads, keys, head_dim) with heads a multiple of key_heads;
     mask broadcastable to (batch, heads, queries, keys): bool (True = visible) or additive float;
-    scale: what the call multiplies scores by; factor: what queries and keys were multiplied by before it.
+    scale: what the call multiplies scores by; factor: what queries and keys were multiplied by before it, NaN
+    where that was not seen.
     causal is aligned top-left: query i sees keys j <= i.
     softcap: c of c·tanh(score / c), before the mask; window: query i sees keys with |i - j| < window.
     scores (batch, heads, queries, keys): the softmax's own input, scale, mask and soft-cap included, hidden entries

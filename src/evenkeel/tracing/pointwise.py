@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,8 @@ from .provenance import Candidate, Normalised, Tag, same_values
 from .trace import Trace
 
 _RECURRENT_FROM = 4  # chained steps state' = decay·state + input that make a recurrence (a rotation has one)
+
+_SCALINGS = {"mul": 1, "multiply": 1, "div": -1, "divide": -1, "true_divide": -1}  # powers of the number
 
 GATES = {
     "sigmoid": "glu",
@@ -118,11 +121,13 @@ def _conclude(trace: Trace, call: Call, args: tuple[Any, ...], cuts: tuple[Cut, 
 
 
 def _number(call: Call, tensors: list[Any]) -> float:
-    """What a product with a Python number multiplies by; 1 for every other call."""
-    numbers = [item for item in call.args if isinstance(item, int | float)]
-    if len(tensors) != 1 or len(numbers) != 1 or not numbers[0]:
+    """What a product with one number multiplies by: NaN where a tensor holds it, 1 for every other call."""
+    if call.name not in _SCALINGS or (len(tensors) > 1 and all(item.numel() > 1 for item in tensors)):
         return 1.0
-    return {"mul": float(numbers[0]), "div": 1 / numbers[0]}.get(call.name, 1.0)
+    numbers = [item for item in (*call.args, *call.kwargs.values()) if isinstance(item, int | float)]
+    if len(numbers) != 1 or not numbers[0]:
+        return math.nan
+    return float(numbers[0]) ** _SCALINGS[call.name]
 
 
 def _recognised(trace: Trace, call: Call, result: Tensor, tag: Tag) -> Tag:

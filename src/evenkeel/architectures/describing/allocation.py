@@ -13,13 +13,20 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from ...errors import ModelError
+
 _LARGEST = 2**22  # entries; a causal mask over 2,048 tokens has as many
+_MOST = 2**16  # tensors; 61 blocks of 256 separate experts have 47,000
 _WITHOUT_VALUES = (torch.empty, torch.rand, torch.randn, torch.empty_strided, torch.normal)
 _FILLED = (torch.zeros, torch.ones, torch.full)
 
 
 class Sparingly(TorchFunctionMode):
-    """In it, new tensors without values, and large ones, have no memory."""
+    """In it, new tensors without values, and large ones, have no memory; a model of absurdly many is refused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made = 0
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -27,6 +34,11 @@ class Sparingly(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func in _WITHOUT_VALUES or (func in _FILLED and _entries(args, kwargs) > _LARGEST):
             kwargs["device"] = "meta"
+            self._made += 1
+            if self._made > _MOST:
+                raise ModelError(
+                    f"the config asks for more than {_MOST:,} tensors; check its numbers of layers and experts"
+                )
         return func(*args, **kwargs)
 
 

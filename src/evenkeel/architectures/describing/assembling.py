@@ -21,7 +21,7 @@ from ...tracing.structure import Structure
 from ...watching import model_info
 from . import attention, feedforward
 from .blocks import Blocks
-from .counting import Anatomy, claims, costs, parts_of
+from .counting import Anatomy, claims, costs, parts_of, unread
 from .graph import COPIES, Graph, Node, Recorder, Value, ancestors
 from .maps import Map, Norm, Norms, map_at, nearest_maps
 from .scores import scalar_factor
@@ -87,7 +87,7 @@ def _assemble(subject: Subject, context: int | None) -> tuple[dict[str, Any], di
         "readings": tuple(numbers),
         "findings": findings,
         "rules": statuses,
-        "notes": subject.notes,
+        "notes": (*subject.notes, *unread(anatomy, subject.model)),
         "source": subject.name,
         "method": "shapes",
         "depth": sum(site.kind == "residual" for site in sites),
@@ -243,7 +243,7 @@ def _norm_after(anatomy: Anatomy, middle: Node) -> tuple[Norm | None, bool]:
     """The norm behind a branch's last map, and whether the branch had joined the stream before it."""
     width = _d_model(anatomy)
     starting = {norm.source.node.index: norm for norm in anatomy.norms.by_end.values() if norm.width == width}
-    waiting, seen, out = [middle], set(), False
+    waiting, seen = [middle], set()
     while waiting:
         node = waiting.pop(0)
         for child in anatomy.graph.children(node):
@@ -255,7 +255,7 @@ def _norm_after(anatomy: Anatomy, middle: Node) -> tuple[Norm | None, bool]:
             if child.index in anatomy.junctions:
                 return _post(anatomy, child, starting)
             waiting.append(child)
-    return None, out
+    return None, False
 
 
 def _post(anatomy: Anatomy, junction: Node, starting: dict[int, Norm]) -> tuple[Norm | None, bool]:

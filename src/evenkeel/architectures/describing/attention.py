@@ -68,12 +68,13 @@ def _by_hand(graph: Graph, site: Site, node: Node) -> Attention | None:
         scores = read_scores(weighing.node.inputs[0])
         if scores.query is None or scores.key is None or scores.product is None:
             return None
-        sizes = _sizes(graph, scores)
+        batch = _batch(graph, scores.product)
+        sizes = _sizes(scores, batch)
         mask = Mask(None) if scores.unread else read_mask(scores.terms, sizes[1], sizes[2])
         products = (scores.product, node)
         key, query = scores.key, scores.query
         op = weighing.node.name
-        return Attention(site, node, query, key, values, products, scores, op, mask, sizes, graph.batch)
+        return Attention(site, node, query, key, values, products, scores, op, mask, sizes, batch)
     return None
 
 
@@ -81,11 +82,17 @@ def _ordered(pair: tuple[Value, ...]) -> list[tuple[Value, Value]]:
     return [(pair[0], pair[1]), (pair[1], pair[0])] if len(pair) == 2 else []
 
 
-def _sizes(graph: Graph, scores: Scores) -> tuple[int, int, int, int]:
+def _batch(graph: Graph, product: Node) -> int:
+    """Rows whose scores are made at once: the model's own, or the windows that a picture was cut into."""
+    made = product.output.shape
+    return made[0] if len(made) > 3 and made[1] > 1 else graph.batch
+
+
+def _sizes(scores: Scores, batch: int) -> tuple[int, int, int, int]:
     assert scores.query is not None and scores.key is not None and scores.product is not None
     made = scores.product.output.shape
     queries, keys = made[-2], made[-1]
-    heads = max(math.prod(made[:-2]) // graph.batch, 1)
+    heads = max(math.prod(made[:-2]) // batch, 1)
     return heads, queries, keys, scores.query.tensor.shape[-1]
 
 

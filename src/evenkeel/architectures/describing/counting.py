@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 from torch import nn
 
@@ -18,6 +20,7 @@ from .graph import Graph, Node, Value, ancestors, source
 from .maps import PRODUCTS_OF_MATRICES, Map, Norms, contraction, factors, map_at
 
 _FIRST_CLAIM = ("embedding", "positions", "norms", "router", "head", "recurrence", "attention", "feed-forward")
+_MOST_NAMED = 3  # modules in one note
 
 
 @dataclass(frozen=True)
@@ -169,13 +172,17 @@ def costs(
         context=context,
         attention_flops=attention_flops,
         cached_bytes=size * sum(part.layers * part.cached_values for part in cached),
+        context_bytes=size * sum(part.layers * part.cached_values * _keys_seen(part, context) for part in cached),
         latent_bytes=size * sum(p.layers * n for p, n in zip(cached, latent, strict=True)) if any_latent else None,
     )
 
 
 def _attention_flops(part: AttentionPart, context: int) -> float:
-    seen = context if part.window is None else min(context, part.window)
-    return 2.0 * part.heads * (part.head_dim + part.value_dim) * seen
+    return 2.0 * part.heads * (part.head_dim + part.value_dim) * _keys_seen(part, context)
+
+
+def _keys_seen(part: AttentionPart, context: int) -> int:
+    return context if part.window is None else min(context, part.window)
 
 
 def _flops(anatomy: Anatomy, belonging: dict[int, str]) -> dict[str, float]:
@@ -235,8 +242,8 @@ def parts_of(anatomy: Anatomy, belonging: dict[int, str]) -> dict[str, str]:
 
 
 def _parameters(anatomy: Anatomy, model: nn.Module, owners: dict[str, str]) -> tuple[dict[str, int], dict[str, int]]:
-    """Parameters by part, in all and for one token; each counts once."""
-    shares = _expert_shares(anatomy)
+    """Parameters by part, in all and for one token; each counts once, and for a token only what its run has read."""
+    shares, read = _expert_shares(anatomy), _read(anatomy)
     total: dict[str, int] = {}
     active: dict[str, int] = {}
     for name, parameter in model.named_parameters():
@@ -244,8 +251,34 @@ def _parameters(anatomy: Anatomy, model: nn.Module, owners: dict[str, str]) -> t
         part = owners.get(path, "other")
         share = shares.get(path, 1.0) if part == "feed-forward" else 1.0
         total[part] = total.get(part, 0) + parameter.numel()
-        active[part] = active.get(part, 0) + round(parameter.numel() * share)
+        active[part] = active.get(part, 0) + (round(parameter.numel() * share) if path in read else 0)
     return total, active
+
+
+def _read(anatomy: Anatomy) -> frozenset[str]:
+    """The names of the parameters that some call took."""
+    calls = [node for node in anatomy.graph.nodes if node.name != "parameter"]
+    return frozenset(name for node in calls for value in node.inputs for name in value.node.weight)
+
+
+def unread(anatomy: Anatomy, model: nn.Module) -> tuple[str, ...]:
+    """A note on the modules of which the run has read no parameter, as a tower for pictures beside a row of tokens."""
+    read = _read(anatomy)
+    known = {prefix for name in read for prefix in _prefixes(name)}
+    missing: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        path = clean_name(name)
+        if path not in read:
+            missing[next(prefix for prefix in _prefixes(path) if prefix not in known)] += parameter.numel()
+    if not missing:
+        return ()
+    shown = ", ".join(name for name, _ in missing.most_common(_MOST_NAMED))
+    more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
+    return (f"not read in this run, and counted as other: the parameters of {shown}{more}",)
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    return accumulate(name.split("."), "{}.{}".format)
 
 
 def _expert_shares(anatomy: Anatomy) -> dict[str, float]:

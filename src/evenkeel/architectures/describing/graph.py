@@ -164,6 +164,9 @@ class Recorder(Tracer):
             self.graph.sites[self._trace.latest.id] = node
         return result
 
+    def _hook(self, site: Site, output: Tensor, *, forward: bool) -> None:
+        """Outputs without values are not looked at."""
+
     def _settle_activation(self, order: int, candidate: Candidate) -> Site | None:
         before, after = candidate.input, candidate.output
         site = super()._settle_activation(order, candidate)

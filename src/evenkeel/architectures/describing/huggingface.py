@@ -44,6 +44,8 @@ def construct(chosen: type[PreTrainedModel], config: PreTrainedConfig) -> PreTra
         with torch.random.fork_rng(devices=()), Sparingly():
             model = chosen(config)
         model.set_experts_implementation("batched_mm")
+    except ModelError:
+        raise
     except Exception as error:  # every model class fails in its own way
         raise ModelError(f"{chosen.__name__} cannot be built from this config: {in_one_line(error)}") from error
     return model

@@ -32,7 +32,10 @@ def shrunk(subject: Subject, cause: Exception) -> Subject:
     """A subject with values for one whose run on shapes alone failed; raises ModelError where there can be none."""
     refusal = f"{clean_name(subject.name)} cannot be run on shapes alone ({in_one_line(cause)})"
     if subject.config is None:
-        raise ModelError(f"{refusal}, and there is no config to make a small instance of") from cause
+        raise ModelError(
+            f"{refusal}, and there is no config to make a small instance of; check that its inputs suit it and that "
+            "nothing in it asks for values"
+        ) from cause
     config = copy.deepcopy(subject.config)
     for part in _parts(config):
         _reduce(part)
@@ -115,6 +118,7 @@ def enlarged(
         parts=tuple(parts),
         attention_flops=None,
         cached_bytes=on_the_whole(costs.cached_bytes, fields["attentions"], attentions),
+        context_bytes=on_the_whole(costs.context_bytes, fields["attentions"], attentions),
         latent_bytes=None if latent is None else on_the_whole(latent, fields["attentions"], attentions),
     )
     return {

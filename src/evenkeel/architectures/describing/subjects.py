@@ -20,6 +20,7 @@ from ...precision import FORMATS
 from ...schema import clean_name, in_one_line
 from ..inputs import picture_batches, position_limits, sound_batches, vocabulary_size
 from ..loading import Kind, LoadedModel
+from .allocation import Sparingly
 
 LENGTH = 23
 """Tokens in the row that a model is shown: few, and no size that a width or a number of heads has."""
@@ -56,7 +57,8 @@ class Subject:
 
 
 def from_module(model: nn.Module, inputs: Any) -> Subject:
-    """A copy of a live model without values; the model itself is left alone."""
+    """A copy of a live model without values, as if on the CPU; the model itself is left alone."""
+    model = getattr(model, "_orig_mod", model)  # a compiled model is described as what was compiled
     mode = FakeTensorMode(allow_non_fake_inputs=False)
     try:
         with FakeCopyMode(mode):
@@ -70,8 +72,12 @@ def from_module(model: nn.Module, inputs: Any) -> Subject:
         from .huggingface import spell_out
 
         spell_out(fake)
-    held = dict(model.named_buffers())
+    held = {name: buffer for name, buffer in model.named_buffers() if buffer.device.type != "meta"}
     values = {id(buffer): held[name].detach().cpu() for name, buffer in fake.named_buffers() if name in held}
+    for holder in _holders(fake):
+        for item in holder.values():
+            if isinstance(item, FakeTensor):
+                _on_the_cpu(item)
     return _subject(type(model).__name__, fake.eval(), inputs, mode, values)
 
 
@@ -81,7 +87,12 @@ def from_path(path: str | Path) -> Subject:
     name = clean_name(str(path))
     if config.get("model_type") == OWN_MODEL_TYPE:
         return replace(from_module(_own(config), None), name=name, notes=notes)
-    subject = from_config(config)
+    try:
+        subject = from_config(config)
+    except ModelError as error:
+        if config != {"model_type": path}:
+            raise
+        raise ModelError(f"there is no directory {name!r}, and as a model_type: {error}") from error
     return replace(subject, name=name, notes=(*notes, *subject.notes))
 
 
@@ -133,7 +144,8 @@ def _own(config: dict[str, Any]) -> nn.Module:
     from ...nn import Transformer, TransformerConfig
 
     fields = {key: value for key, value in config.items() if key != "model_type"}
-    return Transformer(TransformerConfig.from_dict(fields))
+    with Sparingly():
+        return Transformer(TransformerConfig.from_dict(fields))
 
 
 def _subject(
@@ -149,7 +161,19 @@ def _subject(
 def _in_mode(inputs: Any, mode: FakeTensorMode | None) -> Any:
     if mode is None:
         return inputs
-    return tree_map_only(Tensor, lambda item: mode.from_tensor(item, static_shapes=True), inputs)
+    return tree_map_only(Tensor, lambda item: _on_the_cpu(mode.from_tensor(item, static_shapes=True)), inputs)
+
+
+def _on_the_cpu(tensor: FakeTensor) -> FakeTensor:
+    """The same tensor; where it has no values its device is but a name, and masks are made again on the CPU."""
+    tensor.fake_device = torch.device("cpu")
+    return tensor
+
+
+def _holders(model: nn.Module) -> Iterator[dict[str, Any]]:
+    """Wherever modules keep tensors."""
+    for module in model.modules():
+        yield from cast(tuple[dict[str, Any], ...], (module._parameters, module._buffers, module.__dict__))
 
 
 def _made_up(model: nn.Module) -> tuple[Kind, dict[str, Any], int]:
@@ -197,11 +221,10 @@ def _give_device(model: nn.Module, mode: FakeTensorMode) -> dict[int, Tensor]:
                 values[id(made)] = bare
         return known[id(tensor)]
 
-    for module in model.modules():
-        for holder in cast(tuple[dict[str, Any], ...], (module._parameters, module._buffers, module.__dict__)):
-            for key, item in list(holder.items()):
-                if isinstance(item, Tensor):
-                    holder[key] = fake(item)
+    for holder in _holders(model):
+        for key, item in list(holder.items()):
+            if isinstance(item, Tensor):
+                holder[key] = fake(item)
     return values
 
 
