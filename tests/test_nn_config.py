@@ -225,7 +225,7 @@ def test_counted_parameters_are_those_of_the_model(config: TransformerConfig) ->
 def test_a_cache_has_as_many_bytes_as_counted(config: TransformerConfig) -> None:
     dtype = torch.bfloat16
     cache = Cache(config, batch=2, capacity=3, dtype=dtype, device=torch.device("cpu"))
-    held = sum(layer.numel() * layer.element_size() for layer in cache._layers)
+    held = sum(layer.numel() * layer.element_size() for pair in cache._layers for layer in pair)
     assert held == 2 * 3 * config.cache_bytes() == 2 * 3 * config.cache_bytes(4) / 2
 
 

@@ -18,11 +18,12 @@ class Cache:
     def __init__(
         self, config: TransformerConfig, *, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (2, batch, config.attention.groups, capacity, config.head_dim)
+        shape = (batch, config.attention.groups, capacity, config.head_dim)
         self.capacity = capacity
         self.length = 0
         self._visible: Tensor | None = None
-        self._layers = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.depth)]
+        keys, values = ([torch.empty(shape, dtype=dtype, device=device) for _ in range(config.depth)] for _ in range(2))
+        self._layers = list(zip(keys, values, strict=True))
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write a layer's keys and values (batch, key_heads, new, head_dim) behind those so far; return all of them."""
@@ -34,9 +35,9 @@ class Cache:
             raise UsageError(
                 f"the cache is of {keys.shape[0]} rows and {key.shape[0]} came; make one with batch={key.shape[0]}"
             )
-        keys[:, :, self.length : end] = key.detach()
-        values[:, :, self.length : end] = value.detach()
-        return keys[:, :, :end].to(key.dtype), values[:, :, :end].to(value.dtype)  # another one under autocast
+        keys.narrow(2, self.length, key.shape[2]).copy_(key.detach())
+        values.narrow(2, self.length, value.shape[2]).copy_(value.detach())
+        return keys.narrow(2, 0, end).to(key.dtype), values.narrow(2, 0, end).to(value.dtype)  # autocast has another
 
     def see(self, new: Tensor | None, start: int, end: int, input_ids: Tensor) -> Tensor | None:
         """Which of all tokens up to `end` are no padding, (batch, end) bool, once those from `start` on have come.

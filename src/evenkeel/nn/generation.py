@@ -58,8 +58,9 @@ def steps(
             shown = context - context // 2
         else:
             chunk, seen = tokens[:, -1:], None
-        with torch.no_grad():
+        with torch.inference_mode():  # less to do for each of hundreds of small calls
             hidden = model.hidden(chunk, attention_mask=seen, cache=cache)[:, -1]
+        with torch.no_grad():
             logits = model.head(hidden, model.embedding.weight)
             odds = model.head.log_odds(logits)
             previous = tokens if visible is None else tokens.masked_fill(visible == 0, -1)
