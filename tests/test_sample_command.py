@@ -487,6 +487,6 @@ class TestProcess:
             os.close(leader)
         assert running.returncode == 0
         progress, text, summary = re.split(r"\r\x1b\[K(?=\ufffd)|\r\n(?=\d)", shown)
-        assert "loading the model" in progress
+        assert "loading the model" in progress and "choosing the first token; kernels are compiled once" in progress
         assert text == "\ufffd[3é1m\ufffd!\t"
         assert re.fullmatch(r"12 tokens, [\d.]+ a second, seed 0; stopped by tokens\r\n", summary)

@@ -15,7 +15,7 @@ from ..errors import DataError, UsageError
 from ..schema import SCHEMA_VERSION, encode_number
 from .filters import add_sampler_options, chosen_sampler, given
 from .models import add_model_options, load, running
-from .output import tell, write_text
+from .output import say, tell, write_text
 
 if TYPE_CHECKING:
     from ..architectures import LoadedModel
@@ -66,19 +66,31 @@ def run(arguments: argparse.Namespace) -> int:
             tokens=arguments.tokens,
             explained=arguments.explain,
         )
+        say("choosing the first token; kernels are compiled once on a machine ...")
+        try:
+            if arguments.format == "json":
+                write(on_step=lambda step: None)
+            else:
+                _show(continuation, write, arguments)
+        finally:
+            if arguments.format == "json" or not continuation.steps:
+                say("")
         if arguments.format == "json":
-            write(on_step=lambda step: None)
             print(json.dumps(_document(continuation, loaded, arguments), indent=2, allow_nan=False))
-        else:
-            _show(continuation, write, arguments)
     tell(_summary(continuation, arguments, perf_counter() - start))
     return 0
 
 
 def _show(continuation: Continuation, write: Callable[..., None], arguments: argparse.Namespace) -> None:
     """Write the text, or with --explain a block per token and then the text; a line's end behind whatever came."""
+
+    def show(step: Step) -> None:
+        if len(continuation.steps) == 1:
+            say("")
+        write_text(_shown(continuation, step, arguments))
+
     try:
-        write(on_step=lambda step: write_text(_shown(continuation, step, arguments)))
+        write(on_step=show)
         write_text(f"\n{continuation.text}" if arguments.explain else continuation.rest)
     finally:
         if continuation.steps:
