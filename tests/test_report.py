@@ -89,6 +89,7 @@ def test_units() -> None:
     assert quantity(0.031, "share of log(visible keys)") == "3.1% of log(visible keys)"
     assert quantity(2.0, "1") == "2"
     assert quantity(2.0, "nats") == "2 nats"
+    assert quantity(53_248, "channels") == "53,248 channels"
 
 
 def expand(patterns: Iterable[str]) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+_COUNTS = ("channels", "rows")
+
 
 def number(value: float) -> str:
     """At most three significant digits: 0.0123, 4.5, 12,300, 1.23e-5, NaN, inf."""
@@ -38,11 +40,13 @@ def share(value: float) -> str:
 
 
 def quantity(value: float, unit: str) -> str:
-    """A number with its unit; a "share of x" is a percentage of x, and "1" is no unit."""
+    """A number with its unit; a "share of x" is a percentage of x, "1" is no unit, and counts have all their digits."""
     if unit == "probability":
         return share(value)
     if unit.startswith("share"):
         return share(value) + unit.removeprefix("share")
+    if unit in _COUNTS and math.isfinite(value):
+        return f"{value:,.0f} {unit}"
     return number(value) if unit in ("", "1") else f"{number(value)} {unit}"
 
 
