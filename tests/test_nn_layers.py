@@ -71,10 +71,10 @@ def test_feed_forward_is_its_definition(name: str, form: str, bias: bool) -> Non
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_an_activation_of_ones_own_is_taken_by_name(form: str) -> None:
-    if "cube of a test" not in ACTIVATIONS:
-        register_activation("cube of a test", lambda x: x**3)
-    config = FeedForwardConfig(activation="cube of a test", d_ff=10, bias=True, **FORMS[form])
+def test_an_activation_of_ones_own_is_taken_by_name(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    monkeypatch.setattr(ACTIVATIONS, "_entries", dict(ACTIVATIONS._entries))
+    register_activation("cube", lambda x: x**3)
+    config = FeedForwardConfig(activation="cube", d_ff=10, bias=True, **FORMS[form])
     layer, x = stirred(FeedForward(6, config).double()), normal(2, 5, 6)
     torch.testing.assert_close(layer(x), fed(layer, x, lambda x: x * x * x, 10), rtol=1e-10, atol=1e-12)
 

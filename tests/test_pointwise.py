@@ -209,22 +209,20 @@ def test_what_has_no_zero_slope_never_falls(x: float, step: float):
             assert float(y[1]) >= float(y[0]), name
 
 
-def test_a_function_of_ones_own():
+def test_a_function_of_ones_own(monkeypatch: pytest.MonkeyPatch):
     def cube(x: Tensor) -> Tensor:
         return x * x * x
 
-    try:
+    monkeypatch.setattr(ACTIVATIONS, "_entries", dict(ACTIVATIONS._entries))
+    register_activation("cube", cube)
+    x, up = torch.randn(4, 6), torch.randn(4, 6)
+    assert torch.equal(ek.functional.gated(x, up, "cube"), cube(x) * up)
+    layers = [FeedForward(6, FeedForwardConfig(d_ff=8, activation="cube", gated=gated)) for gated in (True, False)]
+    assert layers[0](x).shape == x.shape
+    diagnosis = ek.inspect(layers[1], [x], backward=False)
+    assert "cube" in {site.op for site in diagnosis.sites}
+    with pytest.raises(UsageError, match="'cube' is already"):
         register_activation("cube", cube)
-        x, up = torch.randn(4, 6), torch.randn(4, 6)
-        assert torch.equal(ek.functional.gated(x, up, "cube"), cube(x) * up)
-        layers = [FeedForward(6, FeedForwardConfig(d_ff=8, activation="cube", gated=gated)) for gated in (True, False)]
-        assert layers[0](x).shape == x.shape
-        diagnosis = ek.inspect(layers[1], [x], backward=False)
-        assert "cube" in {site.op for site in diagnosis.sites}
-        with pytest.raises(UsageError, match="'cube' is already"):
-            register_activation("cube", cube)
-    finally:
-        ACTIVATIONS._entries.pop("cube", None)
 
 
 def test_integers_are_refused_with_the_remedy():
