@@ -22,9 +22,9 @@ from .configuration import quantisation, read_json, without_code
 
 OWN_MODEL_TYPE = "evenkeel"
 
-_CONFIG = "config.json"
-_WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 _TOKENIZER_DATA = (*_VOCABULARIES, "merges.txt", "added_tokens.json", "special_tokens_map.json")
@@ -68,7 +68,7 @@ class Directory:
     @property
     def name(self) -> str:
         """The path as messages show it."""
-        return _named(self.path)
+        return named(self.path)
 
     @property
     def own(self) -> bool:
@@ -107,21 +107,21 @@ def open_directory(directory: str | Path) -> Directory:
     something is missing, damaged, or in a form that cannot be read safely.
     """
     path = _existing(directory)
-    if not (path / _CONFIG).is_file():
-        raise ModelError(f"{_named(path)} holds no config.json; {_remedy_without_config(path)}")
-    config, notes = _settings(path / _CONFIG)
+    if not (path / CONFIG_FILE).is_file():
+        raise ModelError(f"{named(path)} holds no config.json; {_remedy_without_config(path)}")
+    config, notes = _settings(path / CONFIG_FILE)
     tokenizer_config, more = _settings(path / _TOKENIZER_CONFIG) if (path / _TOKENIZER_CONFIG).is_file() else ({}, ())
     method = quantisation(config)
     if method is not None:
         raise ModelError(
-            f"{_named(path)} holds quantised weights ({method}); give the directory of the model before quantisation"
+            f"{named(path)} holds quantised weights ({method}); give the directory of the model before quantisation"
         )
     files = _weight_files(path)
     weights: dict[str, Weight] = {}
     for name in files:
         weights |= _header(path / name)
     if not weights:
-        raise ModelError(f"{_named(path)} holds no weights: {', '.join(files)} is empty; copy the file anew")
+        raise ModelError(f"{named(path)} holds no weights: {', '.join(files)} is empty; copy the file anew")
     return Directory(path, config, tokenizer_config, files, weights, (*notes, *more))
 
 
@@ -136,12 +136,12 @@ def data_only(directory: Directory) -> Iterator[Path]:
         staged = Path(name)
         for file in directory.files:
             (staged / file).symlink_to((directory.path / file).resolve())
-        if directory.files != (_WEIGHTS,):
-            (staged / _INDEX).symlink_to((directory.path / _INDEX).resolve())
+        if directory.files != (WEIGHTS_FILE,):
+            (staged / INDEX_FILE).symlink_to((directory.path / INDEX_FILE).resolve())
         for pattern in _TOKENIZER_DATA:
             for source in directory.path.glob(pattern):
                 (staged / source.name).symlink_to(source.resolve())
-        for file, settings in ((_CONFIG, directory.config), (_TOKENIZER_CONFIG, directory.tokenizer_config)):
+        for file, settings in ((CONFIG_FILE, directory.config), (_TOKENIZER_CONFIG, directory.tokenizer_config)):
             (staged / file).write_text(json.dumps(settings), encoding="utf-8")
         yield staged
 
@@ -166,13 +166,14 @@ def _existing(directory: str | Path) -> Path:
     except (OSError, ValueError):  # a name too long for the file system, or with a NUL in it
         found, is_directory = False, False
     if not found:
-        raise ModelError(f"there is no directory {_named(path)}; give a directory with config.json and safetensors")
+        raise ModelError(f"there is no directory {named(path)}; give a directory with config.json and safetensors")
     if not is_directory:
-        raise ModelError(f"{_named(path)} is a file; give the directory that holds config.json and the weights")
+        raise ModelError(f"{named(path)} is a file; give the directory that holds config.json and the weights")
     return path
 
 
-def _named(path: Path) -> str:
+def named(path: Path) -> str:
+    """A path as messages show it."""
     return repr(clean_name(str(path)))
 
 
@@ -183,29 +184,31 @@ def _remedy_without_config(path: Path) -> str:
 
 
 def _weight_files(path: Path) -> tuple[str, ...]:
-    if (path / _WEIGHTS).is_file():
-        return (_WEIGHTS,)
-    if (path / _INDEX).is_file():
+    if (path / WEIGHTS_FILE).is_file():
+        return (WEIGHTS_FILE,)
+    if (path / INDEX_FILE).is_file():
         return _sharded(path)
     others = sorted(item.name for pattern in _OTHER_WEIGHTS for item in path.glob(pattern))
     if others:
         raise ModelError(
-            f"{_named(path)} holds weights only as {clean_name(others[0])}, which can run code when it is read; load "
+            f"{named(path)} holds weights only as {clean_name(others[0])}, which can run code when it is read; load "
             "them where you trust them and save with `save_pretrained`, which writes safetensors"
         )
-    raise ModelError(f"{_named(path)} holds no weights; it needs {_WEIGHTS} or {_INDEX} with its shards")
+    raise ModelError(f"{named(path)} holds no weights; it needs {WEIGHTS_FILE} or {INDEX_FILE} with its shards")
 
 
 def _sharded(path: Path) -> tuple[str, ...]:
-    weight_map = read_json(path / _INDEX).get("weight_map")
+    weight_map = read_json(path / INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError(f"{_INDEX} in {_named(path)} has no weight_map; copy the file anew")
+        raise ModelError(f"{INDEX_FILE} in {named(path)} has no weight_map; copy the file anew")
     names = {name if isinstance(name, str) else repr(name) for name in weight_map.values()}
     for name in sorted(names):
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ModelError(f"{_INDEX} names the shard {clean_name(name)!r}, which is no safetensors file beside it")
+            raise ModelError(
+                f"{INDEX_FILE} names the shard {clean_name(name)!r}, which is no safetensors file beside it"
+            )
         if not (path / name).is_file():
-            raise ModelError(f"{_named(path)} lacks the shard {clean_name(name)} that {_INDEX} names; copy it there")
+            raise ModelError(f"{named(path)} lacks the shard {clean_name(name)} that {INDEX_FILE} names; copy it there")
     return tuple(sorted(names))
 
 
@@ -216,4 +219,4 @@ def _header(path: Path) -> dict[str, Weight]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             return {name: Weight(item.get_dtype(), tuple(item.get_shape())) for name, item in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{_named(path)} is damaged or cut short: {error}; copy the file anew") from error
+        raise ModelError(f"{named(path)} is damaged or cut short: {error}; copy the file anew") from error

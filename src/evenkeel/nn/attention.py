@@ -21,10 +21,10 @@ from .positions import Alibi, RelativeBias, Rotary, Rotation
 class Surroundings:
     """What the attention layers of one pass share.
 
-    queries, keys: positions, (batch or 1, length). rotation: of queries. bias: (batch or 1, heads, queries, keys),
-    added to the scores. visible: bool, broadcastable to (batch, heads, queries, keys). start: the place of the first
-    query among the keys. cache: where keys and values of the tokens before stand. span: the n of a sigmoid's
-    score − log n; None for the number of keys, which grows with a cache and counts padding.
+    rotation: of queries and new keys. bias: (batch or 1, heads, queries, keys), added to the scores. visible: bool,
+    broadcastable to (batch, heads, queries, keys). start: the place of the first query among the keys. cache: where
+    keys and values of the tokens before stand. span: the n of a sigmoid's score − log n; None for the number of keys,
+    which grows with a cache and counts padding.
     """
 
     rotation: Rotation | None = None

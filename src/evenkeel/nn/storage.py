@@ -10,12 +10,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..directories import OWN_MODEL_TYPE
+from ..directories import CONFIG_FILE, OWN_MODEL_TYPE, WEIGHTS_FILE, named
 from ..errors import ModelError
-from ..schema import clean_name, in_one_line
+from ..schema import in_one_line
 from .config import TransformerConfig
-
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
 
 def save(directory: str | Path, config: TransformerConfig, weights: Mapping[str, Tensor]) -> None:
@@ -23,16 +21,16 @@ def save(directory: str | Path, config: TransformerConfig, weights: Mapping[str,
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     data = {"model_type": OWN_MODEL_TYPE, **config.to_dict()}
-    (directory / _CONFIG).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, directory / _WEIGHTS)
+    (directory / CONFIG_FILE).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, directory / WEIGHTS_FILE)
 
 
 def load(directory: str | Path) -> tuple[TransformerConfig, dict[str, Tensor]]:
     """What `save` wrote. Raises ModelError for files that cannot be read, ConfigError for bad fields."""
-    directory, name = Path(directory), _named(directory)
+    directory, name = Path(directory), named(Path(directory))
     try:
-        data = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
-        weights = load_file(directory / _WEIGHTS)
+        data = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+        weights = load_file(directory / WEIGHTS_FILE)
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise ModelError(f"{name} cannot be read ({in_one_line(error)}); save the model anew") from error
     if not isinstance(data, dict) or data.pop("model_type", None) != OWN_MODEL_TYPE:
@@ -42,8 +40,9 @@ def load(directory: str | Path) -> tuple[TransformerConfig, dict[str, Tensor]]:
     config, held = TransformerConfig.from_dict(data), sum(tensor.numel() for tensor in weights.values())
     if config.depth > len(weights) or config.parameter_count() > 2 * held:  # no model of that size is even made
         raise ModelError(
-            f"{_CONFIG} and {_WEIGHTS} in {name} do not fit (depth {config.depth} and {config.parameter_count():,} "
-            f"parameters, {len(weights)} tensors and {held:,} numbers); save the model anew"
+            f"{CONFIG_FILE} and {WEIGHTS_FILE} in {name} do not fit (depth {config.depth} and "
+            f"{config.parameter_count():,} parameters, {len(weights)} tensors and {held:,} numbers); save the model "
+            "anew"
         )
     return config, weights
 
@@ -57,9 +56,6 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], directory: str | Path)
         model.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
     except RuntimeError as error:
         raise ModelError(
-            f"{_CONFIG} and {_WEIGHTS} in {_named(directory)} do not fit ({in_one_line(error)}); save the model anew"
+            f"{CONFIG_FILE} and {WEIGHTS_FILE} in {named(Path(directory))} do not fit ({in_one_line(error)}); save the "
+            "model anew"
         ) from error
-
-
-def _named(directory: str | Path) -> str:
-    return repr(clean_name(str(directory)))

@@ -9,22 +9,14 @@ from ..config import TransformerConfig
 from .family import Family
 from .layout import BEHIND_TWO, Layout, place
 from .llama import ACTIVATIONS, tied
-from .parts import Axes, Choice, Field, Fixed, Only, Settings, refusal
+from .parts import Axes, Choice, Condition, Field, Fixed, Only, Settings, refusal
 
 
 @dataclass(frozen=True)
-class EmbeddingWidth:
+class EmbeddingWidth(Condition):
     """Tokens are embedded in as many dimensions as the model has."""
 
     name: str = "word_embed_proj_dim"
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        return (self.name,)
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        return ()
 
     def read(self, settings: Settings) -> Axes:
         width, hidden = settings.get(self.name), settings.get("hidden_size")

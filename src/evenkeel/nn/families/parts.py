@@ -122,16 +122,10 @@ class Fixed:
         return {}
 
 
-@dataclass(frozen=True)
-class Only:
-    """A field that must have one value, which it also has where it is not there, or null; others are refused.
-
-    why: what the others would be.
-    """
+class Condition:
+    """A part that decides no axis: it looks at one field."""
 
     name: str
-    value: Any
-    why: str
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -140,6 +134,18 @@ class Only:
     @property
     def axes(self) -> tuple[str, ...]:
         return ()
+
+
+@dataclass(frozen=True)
+class Only(Condition):
+    """A field that must have one value, which it also has where it is not there, or null; others are refused.
+
+    why: what the others would be.
+    """
+
+    name: str
+    value: Any
+    why: str
 
     def read(self, settings: Settings) -> Axes:
         value = settings.get(self.name)
@@ -152,19 +158,11 @@ class Only:
 
 
 @dataclass(frozen=True)
-class WholeHeads:
+class WholeHeads(Condition):
     """Whether head_dim is given or not, transformers wants the number of heads to divide the width."""
 
     name: str = "num_attention_heads"
     width: str = "hidden_size"
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        return (self.name,)
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        return ()
 
     def read(self, settings: Settings) -> Axes:
         heads, width = (

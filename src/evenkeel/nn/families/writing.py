@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ...directories import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 from ...errors import ConfigError, UsageError
 from .catalogue import FAMILIES
 from .family import TOKEN_IDS, Family
@@ -19,7 +20,6 @@ from .layout import Entry, entries, theirs_from
 if TYPE_CHECKING:
     from ..transformer import Transformer
 
-_CONFIG, _WHOLE, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _SHARDS = "model-[0-9]*-of-[0-9]*.safetensors"
 
 
@@ -44,7 +44,7 @@ def write_directory(
     with TemporaryDirectory(dir=directory) as name:  # the files of before stay whole until the new ones are
         staged = Path(name)
         _write_weights(staged, entries(chosen.layout, weights).values(), weights, max_shard_size)
-        _write_json(staged / _CONFIG, settings)
+        _write_json(staged / CONFIG_FILE, settings)
         _replace(directory, staged)
 
 
@@ -79,7 +79,7 @@ def _write_weights(
 ) -> None:
     shards = _shards(tensors, weights, max_shard_size)
     names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
-    names = [_WHOLE] if len(shards) == 1 else names
+    names = [WEIGHTS_FILE] if len(shards) == 1 else names
     placed, size = {}, 0
     for name, shard in zip(names, shards, strict=True):
         held = {entry.theirs: theirs_from(entry, weights).clone() for entry in shard}
@@ -87,7 +87,7 @@ def _write_weights(
         placed |= dict.fromkeys(held, name)
         size += sum(tensor.nbytes for tensor in held.values())
     if len(shards) > 1:
-        _write_json(directory / _INDEX, {"metadata": {"total_size": size}, "weight_map": placed})
+        _write_json(directory / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": placed})
 
 
 def _shards(tensors: Iterable[Entry], weights: Mapping[str, Tensor], limit: int | None) -> list[list[Entry]]:
@@ -112,7 +112,7 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
 def _replace(directory: Path, staged: Path) -> None:
     """Put the new files in the place of the old; weights of before are taken away, for readers would mix them up."""
     written = {path.name for path in staged.iterdir()}
-    for old in [directory / _WHOLE, directory / _INDEX, *directory.glob(_SHARDS)]:
+    for old in [directory / WEIGHTS_FILE, directory / INDEX_FILE, *directory.glob(_SHARDS)]:
         if old.name not in written:
             old.unlink(missing_ok=True)
     for path in staged.iterdir():
