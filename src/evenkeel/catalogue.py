@@ -12,11 +12,11 @@ from .errors import UsageError
 T = TypeVar("T")
 
 
-def near_miss(name: str, known: Iterable[str]) -> str:
-    """What to type instead of an unknown name: the one most like it, else all there are."""
+def near_miss(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """What to type instead of an unknown name: the one most like it, else what is said otherwise, or all there are."""
     known = tuple(known)
     near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"
+    return f"did you mean {near[0]!r}?" if near else otherwise or f"known: {', '.join(known) or 'none'}"
 
 
 class Catalogue(Mapping[str, T]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from ..catalogue import near_miss
 from ..errors import ModelError
 from ..schema import clean_name, in_one_line
 from .loading import Kind
@@ -38,8 +38,7 @@ def make_config(data: dict[str, Any]) -> PreTrainedConfig:
     """The transformers config of a config.json that names no code; raises ModelError where it is of no known type."""
     model_type = data.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        near = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING.keys()), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "the directory's own code is never run"
+        hint = near_miss(str(model_type), CONFIG_MAPPING.keys(), otherwise="the directory's own code is never run")
         raise ModelError(
             f"model_type {clean_name(str(model_type))!r} is unknown to transformers {transformers.__version__}; {hint}"
         )

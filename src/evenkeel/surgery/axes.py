@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
-from ..catalogue import Catalogue
+from ..catalogue import Catalogue, near_miss
 from ..errors import UsageError
 from ..functional import ACTIVATIONS, scale_factor
 from ..nn import (
@@ -322,8 +321,7 @@ def _positive(name: str, value: Any, remedy: str) -> float:
 
 def _among(name: str, value: Any, known: tuple[str, ...], further: str) -> None:
     if value not in known:
-        near = difflib.get_close_matches(str(value), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"give {', '.join(map(repr, known))}, {further}"
+        hint = near_miss(str(value), known, otherwise=f"give {', '.join(map(repr, known))}, {further}")
         raise UsageError(f"{name} is {value!r}; {hint}")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ..catalogue import near_miss
 from ..errors import UsageError
 from ..schema import Change, in_one_line
 from .axes import AXES, Chosen, Plan
@@ -132,8 +132,7 @@ def _chosen(survey: Survey, sites: Iterable[str] | None) -> Chosen:
     for name in names:
         if not any(Chosen((name,)).takes(site) for site in survey.sites):
             known = dict.fromkeys(item for site in survey.sites for item in (site.id, site.path))
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "inspect(model, ...).sites lists them"
+            hint = near_miss(name, known, otherwise="inspect(model, ...).sites lists them")
             raise UsageError(f"there is no site {name!r}; {hint}")
     return Chosen(names)
 
