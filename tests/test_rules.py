@@ -17,9 +17,10 @@ import pytest
 from evenkeel.cli.main import COMMANDS, main
 from evenkeel.instruments import INSTRUMENTS
 from evenkeel.nn import TransformerConfig
-from evenkeel.rules import RULES, Example, Measurements, Place, Rule, apply, at, example, judge
+from evenkeel.rules import RULES, Example, Measurements, Override, Place, Rule, apply, at, example, judge
+from evenkeel.rules._causes import with_causes
 from evenkeel.rules.run import RUN
-from evenkeel.schema import Finding, StepLog
+from evenkeel.schema import Finding, Severity, Site, StepLog
 
 FIRING = [pytest.param(rule, case, id=f"{rule.code}-{case.about}") for rule in RULES.values() for case in rule.firing]
 SILENT = [pytest.param(rule, case, id=f"{rule.code}-{case.about}") for rule in RULES.values() for case in rule.silent]
@@ -389,3 +390,53 @@ def test_rules_and_facts_do_not_load_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+# --- what a project sets otherwise -------------------------------------------------------------------------------
+
+
+def test_a_bound_set_otherwise_decides():
+    case = example("logits of 150", at("layers.0.attn:attention.softmax", max_logit=150.0))
+    assert apply(RULES["ATT303"], case.measurements)[1] == "fail"
+    assert apply(RULES["ATT303"], case.measurements, Override(bounds={"clipped": 200.0}))[1] == "pass"
+
+
+def test_a_severity_set_otherwise_holds_for_every_finding_of_the_rule():
+    case = example(
+        "logits", *(at(f"layers.{i}.attn:attention.softmax", max_logit=value) for i, value in ((0, 150.0), (1, 2e4)))
+    )
+    (finding,), _ = apply(RULES["ATT303"], case.measurements, Override(severity="info"))
+    assert finding.severity == "info" and len(finding.sites) == 2
+
+
+# --- causes and consequences -------------------------------------------------------------------------------------
+
+
+def test_nothing_explains_itself_however_indirectly():
+    def reached(code: str) -> set[str]:
+        return {item for direct in RULES[code].explains for item in (direct, *reached(direct))}
+
+    for rule in RULES.values():
+        assert set(rule.explains) <= set(RULES) and rule.code not in reached(rule.code)
+
+
+def finding(code: str, *sites: str, severity: Severity = "warning") -> Finding:
+    return Finding(code=code, rule="", severity=severity, sites=sites, evidence=(), message="", why="", advice=())
+
+
+def chained(**explains: tuple[str, ...]) -> dict[str, Rule]:
+    return {code: dataclasses.replace(RULES["ATT303"], code=code, explains=codes) for code, codes in explains.items()}
+
+
+def test_a_consequence_names_the_main_finding_and_not_the_one_between():
+    rules = chained(ACT1=("ACT2",), ACT2=("GRD3",), GRD3=())
+    sites = [Site(path=path, kind="residual", op="block") for path in ("layers.0", "layers.1")]
+    found = [finding(code, sites[1].id) for code in ("GRD3", "ACT2", "ACT1")]
+    assert [item.cause for item in with_causes(found, rules, sites)] == ["ACT1", "ACT1", ""]
+
+
+def test_what_runs_before_a_fault_does_not_follow_from_it_but_gradients_do():
+    rules = chained(ACT1=("ACT2", "GRD3"), ACT2=(), GRD3=())
+    sites = [Site(path=path, kind="residual", op="block") for path in ("layers.0", "layers.1")]
+    found = [finding("ACT1", sites[1].id), finding("ACT2", sites[0].id), finding("GRD3", sites[0].id)]
+    assert [item.cause for item in with_causes(found, rules, sites)] == ["", "", "ACT1"]

@@ -177,7 +177,10 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a rule found: where, by which numbers, why it matters, and what to do about it."""
+    """What a rule found: where, by which numbers, why it matters, and what to do about it.
+
+    cause: the code of the finding that this one follows from; empty for a main finding.
+    """
 
     code: str
     rule: str
@@ -191,12 +194,14 @@ class Finding:
     claims: tuple[str, ...] = ()
     try_command: str = ""
     source: str = ""
+    cause: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "code": self.code,
             "rule": self.rule,
             "severity": self.severity,
+            "cause": self.cause or None,
             "sites": list(self.sites),
             "evidence": [item.to_dict() for item in self.evidence],
             "message": self.message,
@@ -220,6 +225,7 @@ class Finding:
                 "claims": tuple(data["claims"]),
                 "change": Change.from_dict(data["change"]) if data.get("change") else None,
                 "try_command": data.get("try", ""),
+                "cause": data.get("cause") or "",
             }
         )
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ..catalogue import Catalogue
 from ..schema import DataInfo, Finding, ModelInfo, Reading, RuleStatus, Site, StepLog
-from . import activation, architecture, attention, gate, gradient, head, numerics, run
+from . import activation, architecture, attention, gate, gradient, head, numerics, run, scores
 from ._examples import Example, Place, at, example
-from ._judging import apply, judge_all
+from ._judging import Override, apply, judge_all
 from ._measurements import Measurements
-from ._rule import Case, Need, Rule
+from ._rule import Bounds, Case, Need, Rule
 
 __all__ = [
     "RULES",
+    "Bounds",
     "Case",
     "Example",
     "Measurements",
     "Need",
+    "Override",
     "Place",
     "Rule",
     "apply",
@@ -35,8 +37,8 @@ for _rule in (
     gate.GLU201,
     attention.ATT301,
     attention.ATT302,
-    attention.ATT303,
-    attention.ATT304,
+    scores.ATT303,
+    scores.ATT304,
     head.OUT401,
     head.OUT402,
     gradient.GRD501,
@@ -57,11 +59,13 @@ def judge(
     log_entries: Iterable[StepLog],
     model: ModelInfo,
     data: DataInfo,
+    overrides: Mapping[str, Override] | None = None,
 ) -> tuple[tuple[Finding, ...], tuple[RuleStatus, ...]]:
     """Apply every rule to the readings of all steps.
 
     sites: in execution order. readings: of all steps; a rule judges each site by its latest. log_entries: the cheap
     log of a training run, empty for a single inspection. Findings come in the order of the catalogue, one per rule and
-    severity; every rule has a status.
+    severity, each consequence with its cause; every rule has a status. overrides: what a project sets otherwise, by
+    the rule's code.
     """
-    return judge_all(RULES.values(), sites, readings, log_entries, model, data)
+    return judge_all(RULES.values(), sites, readings, log_entries, model, data, overrides or {})

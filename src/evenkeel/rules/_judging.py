@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from ..schema import (
     SEVERITIES,
@@ -13,11 +14,24 @@ from ..schema import (
     Reading,
     RuleOutcome,
     RuleStatus,
+    Severity,
     Site,
     StepLog,
 )
+from ._causes import with_causes
 from ._measurements import Measurements
-from ._rule import Case, Rule
+from ._rule import Bounds, Case, Rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Override:
+    """What a project sets otherwise than a rule does: some of its bounds, the severity of all its findings."""
+
+    bounds: Bounds = field(default_factory=dict)
+    severity: Severity | None = None
+
+
+_AS_IT_IS = Override()
 
 
 def judge_all(
@@ -27,19 +41,24 @@ def judge_all(
     log_entries: Iterable[StepLog],
     model: ModelInfo,
     data: DataInfo,
+    overrides: Mapping[str, Override],
 ) -> tuple[tuple[Finding, ...], tuple[RuleStatus, ...]]:
-    """Apply rules to measurements; one status per rule, findings in the order of the rules."""
+    """Apply rules to measurements; one status per rule, findings in the order of the rules, consequences marked."""
+    rules = tuple(rules)
     measurements = Measurements(tuple(sites), tuple(readings), tuple(log_entries), model, data)
     findings: list[Finding] = []
     statuses: list[RuleStatus] = []
     for rule in rules:
-        found, outcome = apply(rule, measurements)
+        found, outcome = apply(rule, measurements, overrides.get(rule.code, _AS_IT_IS))
         findings += found
         statuses.append(RuleStatus(code=rule.code, status=outcome))
-    return tuple(findings), tuple(statuses)
+    known = {rule.code: rule for rule in rules}
+    return with_causes(findings, known, measurements.sites), tuple(statuses)
 
 
-def apply(rule: Rule, measurements: Measurements) -> tuple[tuple[Finding, ...], RuleOutcome]:
+def apply(
+    rule: Rule, measurements: Measurements, override: Override = _AS_IT_IS
+) -> tuple[tuple[Finding, ...], RuleOutcome]:
     """What one rule finds, and how far it could judge.
 
     A rule passes only where it judged at least one site and no site's readings were NaN.
@@ -47,14 +66,14 @@ def apply(rule: Rule, measurements: Measurements) -> tuple[tuple[Finding, ...], 
     if not rule.needs:
         if not measurements.log:
             return (), "not_applicable"
-        found = _findings(rule, measurements, ())
+        found = _findings(rule, measurements, (), override)
         return found, "fail" if found else "pass"
     concerned = [site for kind in rule.kinds for site in measurements.of_kind(kind) if rule.applies(site)]
     if not concerned:
         return (), "not_applicable"
     met = [site for site in concerned if _read(rule, measurements, site)]
     sound = tuple(site for site in met if not _has_nan(rule, measurements, site))
-    found = _findings(rule, measurements, sound) if sound else ()
+    found = _findings(rule, measurements, sound, override) if sound else ()
     if found:
         return found, "fail"
     return (), "pass" if sound and len(sound) == len(met) else "not_measured"
@@ -73,8 +92,12 @@ def _has_nan(rule: Rule, measurements: Measurements, site: Site) -> bool:
     return any(math.isnan(value) for need in rule.needs for value in measurements.values(site, need.stat, need.phase))
 
 
-def _findings(rule: Rule, measurements: Measurements, sites: tuple[Site, ...]) -> tuple[Finding, ...]:
-    cases = tuple(rule.judge(measurements, sites))
+def _findings(
+    rule: Rule, measurements: Measurements, sites: tuple[Site, ...], override: Override
+) -> tuple[Finding, ...]:
+    cases = tuple(rule.judge(measurements, sites, {**rule.bounds, **override.bounds}))
+    if override.severity is not None:
+        cases = tuple(replace(case, severity=override.severity) for case in cases)
     return tuple(_merged(rule, cases))
 
 

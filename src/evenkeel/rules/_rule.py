@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from ..schema import Change, Evidence, Phase, Severity, Site, SiteKind
 from ._examples import Example
 from ._measurements import Measurements
+
+Bounds = Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +47,12 @@ class Rule:
 
     needs: the readings it judges by, all of one kind of site; a rule without needs judges the log of the run.
     applies: which sites of that kind it is about. severities: those it can give, worst first. measures, severity,
-    bound: text for the rule's page; severity is how it is decided, bound comes with its derivation. advice: ordered by
+    bound: text for the rule's page; severity is how it is decided, bound comes with its derivation. bounds: the
+    numbers in that derivation that a project may set otherwise, by name. explains: codes of the rules whose
+    findings follow from this fault at the same place or behind it; they are told under it. advice: ordered by
     evidence. claims: ids of the claims behind it. firing, silent: measurements on which it must fire and must stay
-    silent; its tests are made from them. judge: gets all measurements and the sites
-    whose needs are met by numbers other than NaN, in execution order, and gives the cases it finds.
+    silent; its tests are made from them. judge: gets all measurements, the sites whose needs are met by numbers
+    other than NaN, in execution order, and the bounds, and gives the cases it finds.
     """
 
     code: str
@@ -59,6 +63,8 @@ class Rule:
     severities: tuple[Severity, ...]
     severity: str
     bound: str
+    bounds: Bounds = field(default_factory=dict)
+    explains: tuple[str, ...] = ()
     why: str
     advice: tuple[str, ...]
     change: Change | None = None
@@ -67,7 +73,7 @@ class Rule:
     source: str
     firing: tuple[Example, ...]
     silent: tuple[Example, ...]
-    judge: Callable[[Measurements, tuple[Site, ...]], Iterable[Case]]
+    judge: Callable[[Measurements, tuple[Site, ...], Bounds], Iterable[Case]]
 
     @property
     def kinds(self) -> tuple[SiteKind, ...]:

@@ -8,24 +8,20 @@ from ..facts import FACTS
 from ..schema import Change, Evidence, Site
 from ._examples import at, example
 from ._measurements import Measurements
-from ._rule import Case, Need, Rule
+from ._rule import Bounds, Case, Need, Rule
 
-# ReLU-like layers are sparse when trained: T5-Base keeps 3% of its units on (Li et al. 2023). A thirtieth of that is
-# the bound.
-_ONE_SIDED_OFF = 0.999
 _FEW_VALUES = 64  # values per channel: a share of 1/2 then has a standard error of 6%
 _ENOUGH_VALUES = 512  # values per channel: a unit that fires for 1% of tokens looks dead with probability 0.6%
-_HALF = 0.5
 
 
 def _saturates(site: Site) -> bool:
     return site.op in FACTS and FACTS[site.op].saturates != "neither"
 
 
-def _off_bound(op: str) -> float:
+def _off_bound(op: str, one_sided: float) -> float:
     """The share of values with a small slope from which an activation counts as saturated."""
     facts = FACTS[op]
-    return (1 + facts.small_slope_share) / 2 if facts.bounded else _ONE_SIDED_OFF
+    return (1 + facts.small_slope_share) / 2 if facts.bounded else one_sided
 
 
 def _feeds_gate(measurements: Measurements, site: Site) -> bool:
@@ -37,9 +33,9 @@ def _parent(path: str) -> str:
     return path.rpartition(".")[0]
 
 
-def _judge_saturated(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Case]:
+def _judge_saturated(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     for site in sites:
-        share, bound = measurements.value(site, "small_gradient_share"), _off_bound(site.op)
+        share, bound = measurements.value(site, "small_gradient_share"), _off_bound(site.op, bounds["one_sided_share"])
         if share <= bound or (FACTS[site.op].bounded and _feeds_gate(measurements, site)):
             continue
         stopped = measurements.value(site, "zero_gradient_share") == 1
@@ -69,6 +65,7 @@ ACT101 = Rule(
         "warning",
     ),
     severity="error where every gradient is exactly 0, else warning",
+    bounds={"one_sided_share": 0.999},
     bound="bounded functions (sigmoid, tanh, ...): (1 + s) / 2, where s is that share under N(0, 1) input (sigmoid "
     "2e-9, tanh 0.0028, relu6 0.5): half of the values that normally respond do not. A sigmoid reaches it at an input "
     "standard deviation of 8.9, tanh at 4.4. Functions with an unbounded side: 0.999. Trained ReLU layers "
@@ -153,10 +150,11 @@ def _silent_share(zero_share: float, tokens: float) -> float:
     return 1 / (1 + tokens * (1 - zero_share))
 
 
-def _judge_dead(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Case]:
+def _judge_dead(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     for site in sites:
         dead, tokens = measurements.value(site, "dead_channel_share"), measurements.value(site, "tokens")
-        bound = (1 + _silent_share(measurements.value(site, "zero_gradient_share"), tokens)) / 2
+        silent = _silent_share(measurements.value(site, "zero_gradient_share"), tokens)
+        bound = silent + bounds["dead_share"] * (1 - silent)
         if dead != 1 and dead <= bound:
             continue
         yield Case(
@@ -185,6 +183,7 @@ ACT102 = Rule(
         "warning",
     ),
     severity="error where every channel is dead, else warning",
+    bounds={"dead_share": 0.5},
     bound="(1 + e) / 2 with e = 1 / (1 + N·r): N values per channel, r the share of values with a slope. e is the "
     "share of living channels that stay silent in N tokens when their firing rates are exponentially distributed with "
     "mean r, as in sparse trained layers; half of the remaining channels is the bound. At least 512 values per "
@@ -260,19 +259,19 @@ ACT102 = Rule(
 )
 
 
-def _judge_centred(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Case]:
+def _judge_centred(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     for site in sites:
         share = measurements.value(site, "mean_energy")
-        if share <= _HALF or _feeds_gate(measurements, site):
+        if share <= bounds["mean_energy"] or _feeds_gate(measurements, site):
             continue
         normal = f"; {site.op} has {FACTS[site.op].mean_energy:.1%} under N(0, 1) input" if site.op in FACTS else ""
         yield Case(
             severity="info",
             sites=(site,),
-            evidence=(Evidence(stat="mean_energy", value=share, bound=_HALF, unit="share"),),
+            evidence=(Evidence(stat="mean_energy", value=share, bound=bounds["mean_energy"], unit="share"),),
             message=f"{site.op} at {site.path}: {share:.1%} of its output's energy is its constant mean (bound "
-            f"{_HALF:.1%}{normal})",
-            excess=share - _HALF,
+            f"{bounds['mean_energy']:.1%}{normal})",
+            excess=share - bounds["mean_energy"],
         )
 
 
@@ -287,6 +286,7 @@ ACT103 = Rule(
     "E[y_c^2]",
     severities=("info",),
     severity="info",
+    bounds={"mean_energy": 0.5},
     bound="0.5: beyond it the constant part carries more energy than everything that depends on the token, and the "
     "curvature of the next layer's loss along that one direction exceeds all others together. Under N(0, 1) input "
     "sigmoid has 0.85, softplus 0.71, ReLU 0.32, GELU 0.19, SiLU 0.12, tanh 0. Activations that gate are left out.",

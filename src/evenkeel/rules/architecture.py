@@ -8,17 +8,14 @@ from collections.abc import Iterator
 from ..schema import Change, Evidence, Site
 from ._examples import at, example
 from ._measurements import Measurements
-from ._rule import Case, Need, Rule
+from ._rule import Bounds, Case, Need, Rule
 
 _SAME = 1e-3  # scales are computed in float32 and stored in configs with a few digits
 _SATURATING = frozenset("sigmoid tanh hardsigmoid hardtanh softsign".split())
 _SIGMOIDAL_GATES = frozenset(("glu", "gated_tanh", "gated_hardsigmoid"))
 
-# Sizes are rounded to multiples of 64 to 256: 11008 for 8/3·4096 is off by 0.8%, 2816 for 8/3·1024 by 3.1%.
-_PARITY = 0.05
 
-
-def _judge_scale(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Case]:
+def _judge_scale(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     for site in sites:
         scale, dim = (measurements.value(site, stat) for stat in ("score_scale", "head_dim"))
         usual = 1 / math.sqrt(dim)
@@ -51,7 +48,7 @@ def _gates_at(measurements: Measurements, site: Site) -> list[Site]:
     return [gate for gate in gates if _within(site.path, gate.path) and (block is None or _within(gate.path, block))]
 
 
-def _judge_saturating(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Case]:
+def _judge_saturating(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     for site in sites:
         channels, fan_in = (measurements.value(site, stat) for stat in ("channels", "fan_in"))
         if not fan_in or _in_a_block(measurements, site) is None:
@@ -67,7 +64,7 @@ def _judge_saturating(measurements: Measurements, sites: tuple[Site, ...]) -> It
         )
 
 
-def _judge_parity(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Case]:
+def _judge_parity(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     routed = {_in_a_block(measurements, site) for site in measurements.of_kind("router")}
     for site in sites:
         channels, fan_in = (measurements.value(site, stat) for stat in ("channels", "fan_in"))
@@ -77,7 +74,7 @@ def _judge_parity(measurements: Measurements, sites: tuple[Site, ...]) -> Iterat
         matrices = 3 if _gates_at(measurements, site) else 2
         parity = 8 / matrices
         ratio = channels / fan_in
-        if abs(ratio / parity - 1) <= _PARITY:
+        if abs(ratio / parity - 1) <= bounds["parity"]:
             continue
         yield Case(
             severity="info",
@@ -174,6 +171,7 @@ ARC703 = Rule(
     "blocks with experts are left out",
     severities=("info",),
     severity="info",
+    bounds={"parity": 0.05},
     bound="4 for two matrices and 8/3 for three, to 5% for rounding up to a multiple of 256. Released models run from "
     "2.3 to 8, so this is no fault: it says that a comparison with another form is not one of equal parameters.",
     why="Two architectures with feed-forwards of different sizes differ in parameters and compute as well as in form.",

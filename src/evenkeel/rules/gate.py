@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from ..schema import Evidence, Site
 from ._examples import at, example
 from ._measurements import Measurements
-from ._rule import Case, Need, Rule
+from ._rule import Bounds, Case, Need, Rule
 
-_DEAD = 0.5
-_CONSTANT = 1e-3  # a standard deviation over tokens of 3% of the gate's own
 _ENOUGH_VALUES = 512
 
 
-def _judge_gate(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Case]:
+def _judge_gate(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     for site in sites:
         dead, selectivity = (measurements.value(site, stat) for stat in ("dead_channel_share", "selectivity"))
         if measurements.value(site, "product_absmax") == 0:
@@ -25,22 +23,23 @@ def _judge_gate(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator
                 message=f"gate {site.path} is closed: its product is exactly 0 for every token",
                 excess=2,
             )
-        elif dead > _DEAD:
+        elif dead > bounds["dead_share"]:
             yield Case(
                 severity="warning",
                 sites=(site,),
-                evidence=(Evidence(stat="dead_channel_share", value=dead, bound=_DEAD, unit="share"),),
-                message=f"gate {site.path}: {dead:.1%} of its channels are 0 for every token (bound {_DEAD:.0%})",
+                evidence=(Evidence(stat="dead_channel_share", value=dead, bound=bounds["dead_share"], unit="share"),),
+                message=f"gate {site.path}: {dead:.1%} of its channels are 0 for every token "
+                f"(bound {bounds['dead_share']:.0%})",
                 excess=dead,
             )
-        elif selectivity < _CONSTANT:
+        elif selectivity < bounds["selectivity"]:
             yield Case(
                 severity="warning",
                 sites=(site,),
-                evidence=(Evidence(stat="selectivity", value=selectivity, bound=_CONSTANT, unit="share"),),
+                evidence=(Evidence(stat="selectivity", value=selectivity, bound=bounds["selectivity"], unit="share"),),
                 message=f"gate {site.path} hardly depends on the token: {selectivity:.2g} of its variance does "
-                f"(bound {_CONSTANT:g})",
-                excess=_CONSTANT - selectivity,
+                f"(bound {bounds['selectivity']:g})",
+                excess=bounds["selectivity"] - selectivity,
             )
 
 
@@ -60,6 +59,7 @@ GLU201 = Rule(
         "warning",
     ),
     severity="error where the product is 0 everywhere, else warning",
+    bounds={"dead_share": 0.5, "selectivity": 0.001},
     bound="dead channels 0.5: half of the gated width is lost, which leaves less than the two-matrix feed-forward "
     "that the gate replaced at equal parameters ((8/3)d gated for 4d plain). Selectivity 0.001: the gate's standard "
     "deviation over tokens is then 3% of its own, so it acts as a fixed factor per channel. At least 512 values per "

@@ -11,10 +11,7 @@ from itertools import combinations
 from ..schema import Change, Evidence, Site
 from ._examples import Place, at, example
 from ._measurements import Measurements
-from ._rule import Case, Need, Rule
-
-_LEFT = 0.1  # of what a post-norm stack keeps; a plain sigmoid stack of six blocks keeps a fiftieth, at initialisation
-_GROWN = 100.0  # wider, since single tokens (massive activations, zero embeddings) can hold most of a gradient's energy
+from ._rule import Bounds, Case, Need, Rule
 
 
 @dataclass(frozen=True)
@@ -54,11 +51,11 @@ def _ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator > 0 else math.nan
 
 
-def _judge_vanishing(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Case]:
+def _judge_vanishing(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     yield from _stopped(measurements, sites)
     for stack in _stacks(measurements, sites):
         live = [block for block in stack if block.gradient > 0]
-        found = [case for pair in combinations(live, 2) if (case := _vanished(*pair)) is not None]
+        found = [case for pair in combinations(live, 2) if (case := _vanished(*pair, bounds["left"])) is not None]
         if found:  # the narrowest pair says most exactly where
             yield min(found, key=lambda item: (item[0], -item[1].excess))[1]
 
@@ -80,10 +77,10 @@ def _stopped(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Ca
         )
 
 
-def _vanished(earlier: _Block, later: _Block) -> tuple[int, Case] | None:
+def _vanished(earlier: _Block, later: _Block, left: float) -> tuple[int, Case] | None:
     blocks = later.place - earlier.place
     share = max(_ratio(earlier.gradient, later.gradient), _ratio(earlier.relative, later.relative))
-    bound = _LEFT * 2 ** (-blocks / 2)
+    bound = left * 2 ** (-blocks / 2)
     if not share < bound:
         return None
     case = Case(
@@ -97,10 +94,10 @@ def _vanished(earlier: _Block, later: _Block) -> tuple[int, Case] | None:
     return blocks, case
 
 
-def _exploded(earlier: _Block, later: _Block) -> tuple[int, Case] | None:
+def _exploded(earlier: _Block, later: _Block, grown: float) -> tuple[int, Case] | None:
     blocks = later.place - earlier.place
     growth = min(_ratio(earlier.gradient, later.gradient), _ratio(earlier.relative, later.relative))
-    bound = _GROWN * 2 ** (blocks / 2)
+    bound = grown * 2 ** (blocks / 2)
     if not growth > bound:
         return None
     case = Case(
@@ -114,10 +111,10 @@ def _exploded(earlier: _Block, later: _Block) -> tuple[int, Case] | None:
     return blocks, case
 
 
-def _judge_exploding(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Case]:
+def _judge_exploding(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     for stack in _stacks(measurements, sites):
         live = [block for block in stack if block.gradient > 0]
-        found = [case for pair in combinations(live, 2) if (case := _exploded(*pair)) is not None]
+        found = [case for pair in combinations(live, 2) if (case := _exploded(*pair, bounds["grown"])) is not None]
         if found:
             yield min(found, key=lambda item: (item[0], -item[1].excess))[1]
 
@@ -147,6 +144,7 @@ GRD501 = Rule(
         "warning",
     ),
     severity="error where it is exactly 0, else warning",
+    bounds={"left": 0.1},
     bound="over k blocks, 0.1 * 2^(-k/2). A post-norm stack at initialisation halves the gradient's energy per block, "
     "a factor of 2^(-1/2), and is known to train with warm-up; a tenth of that is the bound. A pre-norm stack "
     "keeps a ratio near or above 1. Both the plain ratio and the ratio of gradient times output size must pass the "
@@ -199,6 +197,7 @@ GRD502 = Rule(
     measures="the rms of the loss's gradient behind every block, earlier blocks against later ones of the same stack",
     severities=("warning",),
     severity="warning",
+    bounds={"grown": 100.0},
     bound="over k blocks, 100 * 2^(k/2): GRD501's bound turned round, and wider, because single tokens (massive "
     "activations, zero embeddings) can hold most of a gradient's energy. In a pre-norm stack the gradient grows "
     "towards the input about as the stream shrinks, sqrt(k), and gradient times output size stays level; both ratios "

@@ -9,23 +9,19 @@ from ..precision import FORMATS
 from ..schema import Evidence, Site
 from ._examples import at, example
 from ._measurements import Measurements
-from ._rule import Case, Need, Rule
+from ._rule import Bounds, Case, Need, Rule
 
-_LOG_Z = 100.0  # 1e-4·100² = 1 nat: here the published penalty costs as much as a whole nat of loss
-_ROUNDING = 0.5  # nats of rounding error: a probability is then off by a factor of up to 1.6
-_GAP = 0.1
-_TEMPERATURE = 1.25
 _ENOUGH_ROWS = 512  # the gap between confidence and accuracy then has a standard error of at most 0.022
 
 
-def _coarse_from(dtype: str) -> float:
+def _coarse_from(dtype: str, rounding: float) -> float:
     """The magnitude from which a format's neighbouring values lie twice the rounding bound apart or more."""
-    return 2 * _ROUNDING / FORMATS[dtype].epsilon if dtype in FORMATS else math.inf
+    return 2 * rounding / FORMATS[dtype].epsilon if dtype in FORMATS else math.inf
 
 
-def _judge_drift(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Case]:
+def _judge_drift(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     dtype = measurements.model.dtype
-    bound = _coarse_from(dtype)
+    bound = _coarse_from(dtype, bounds["rounding"])
     for site in sites:
         log_z, largest = (measurements.value(site, stat) for stat in ("logsumexp_mean", "logit_absmax"))
         if largest >= bound:
@@ -34,18 +30,20 @@ def _judge_drift(measurements: Measurements, sites: tuple[Site, ...]) -> Iterato
                 sites=(site,),
                 evidence=(Evidence(stat="logit_absmax", value=largest, bound=bound, unit="nats"),),
                 message=f"logits of {site.path or 'the model'} reach {largest:,.4g}; from {bound:,.0f} on {dtype} "
-                f"rounds by up to {_ROUNDING} nats or more",
+                f"rounds by up to {bounds['rounding']} nats or more",
                 excess=largest / bound,
             )
-        elif abs(log_z) > _LOG_Z:
+        elif abs(log_z) > bounds["log_z"]:
             yield Case(
                 severity="info",
                 sites=(site,),
                 evidence=(
-                    Evidence(stat="logsumexp_mean", value=log_z, bound=math.copysign(_LOG_Z, log_z), unit="nats"),
+                    Evidence(
+                        stat="logsumexp_mean", value=log_z, bound=math.copysign(bounds["log_z"], log_z), unit="nats"
+                    ),
                 ),
                 message=f"logits of {site.path or 'the model'} have drifted: log Z is {log_z:,.4g} on average (bound "
-                f"{_LOG_Z:.0f} either way)",
+                f"{bounds['log_z']:.0f} either way)",
                 excess=abs(log_z),
             )
 
@@ -60,6 +58,7 @@ OUT401 = Rule(
         "info",
     ),
     severity="warning where the model's dtype rounds the logits by half a nat or more, info for drift alone",
+    bounds={"rounding": 0.5, "log_z": 100.0},
     bound="rounding: half the spacing of the dtype at the largest |logit| is 0.5 nats, which moves a probability by a "
     "factor of 1.6; bfloat16 reaches it at 128, float16 at 1,024. Drift: |log Z| = 100, where the published z-loss "
     "1e-4 log^2 Z is 1 nat.",
@@ -88,24 +87,24 @@ OUT401 = Rule(
 )
 
 
-def _judge_confidence(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Case]:
+def _judge_confidence(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     for site in sites:
         confidence, accuracy, ece, temperature = (
             measurements.value(site, stat) for stat in ("top_probability", "accuracy", "ece", "optimal_temperature")
         )
         gap = confidence - accuracy
-        if gap <= _GAP or temperature <= _TEMPERATURE:
+        if gap <= bounds["gap"] or temperature <= bounds["temperature"]:
             continue
         yield Case(
             severity="warning",
             sites=(site,),
             evidence=(
-                Evidence(stat="ece", value=ece, bound=_GAP, unit="probability"),
-                Evidence(stat="optimal_temperature", value=temperature, bound=_TEMPERATURE, unit="1"),
+                Evidence(stat="ece", value=ece, bound=bounds["gap"], unit="probability"),
+                Evidence(stat="optimal_temperature", value=temperature, bound=bounds["temperature"], unit="1"),
             ),
             message=f"the output of {site.path or 'the model'} is {confidence:.1%} sure and {accuracy:.1%} right: a "
-            f"gap of {gap:.3f} (bound {_GAP}); its loss is lowest at temperature {temperature:.3g} "
-            f"(bound {_TEMPERATURE})",
+            f"gap of {gap:.3f} (bound {bounds['gap']}); its loss is lowest at temperature {temperature:.3g} "
+            f"(bound {bounds['temperature']})",
             excess=gap,
         )
 
@@ -124,6 +123,7 @@ OUT402 = Rule(
     "loss is lowest",
     severities=("warning",),
     severity="warning",
+    bounds={"gap": 0.1, "temperature": 1.25},
     bound="a gap of 0.1 together with an optimal temperature above 1.25. With 512 rows or more the gap's standard "
     "error is at most 0.022, so 0.1 is more than four of them; pretrained language models lie below 0.03. Random "
     "weights give low probabilities and are not overconfident, whatever their temperature.",

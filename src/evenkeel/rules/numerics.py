@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from ..schema import Evidence, Phase, Site
 from ._examples import at, example
 from ._measurements import Measurements
-from ._rule import Case, Need, Rule
-
-_HEADROOM = 2.0  # a factor of 4: one doubling by the next sum of two streams, one by the next batch
+from ._rule import Bounds, Case, Need, Rule
 
 
-def _judge_nonfinite(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Case]:
+def _judge_nonfinite(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     forward = [site for site in sites if measurements.value(site, "nonfinite") > 0]
     backward = [site for site in reversed(sites) if measurements.value(site, "nonfinite", "backward") > 0]
     if forward:
@@ -89,16 +87,16 @@ NUM601 = Rule(
 )
 
 
-def _judge_headroom(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Case]:
+def _judge_headroom(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     for site in sites:
         headroom = measurements.value(site, "headroom_log2")
-        if 0 < headroom < _HEADROOM:  # exactly at the limit stands a mask, beyond it NUM601 speaks
+        if 0 < headroom < bounds["bits"]:  # exactly at the limit stands a mask, beyond it NUM601 speaks
             yield Case(
                 severity="warning",
                 sites=(site,),
-                evidence=(Evidence(stat="headroom_log2", value=headroom, bound=_HEADROOM, unit="bits"),),
+                evidence=(Evidence(stat="headroom_log2", value=headroom, bound=bounds["bits"], unit="bits"),),
                 message=f"{site.path or 'the model'} ({site.op}) comes within a factor of {2**headroom:.2g} of the "
-                f"largest number its dtype can hold (bound: a factor of {2**_HEADROOM:.0f})",
+                f"largest number its dtype can hold (bound: a factor of {2 ** bounds['bits']:.0f})",
                 excess=-headroom,
             )
 
@@ -110,6 +108,7 @@ NUM602 = Rule(
     measures="log2 of the dtype's largest number over the largest |value| of every module's output",
     severities=("warning",),
     severity="warning",
+    bounds={"bits": 2.0},
     bound="2 bits, a factor of 4: adding two streams of this size takes one, a batch with outliers twice as large the "
     "other. float16 ends at 65,504, bfloat16 and float32 at 3.4e38. A value exactly at the limit is a mask.",
     why="The next larger value overflows to infinity, and the step after it is NaN.",

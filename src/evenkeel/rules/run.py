@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..schema import Evidence, Phase, Severity, Site, StepLog
 from ._examples import at, example
 from ._measurements import Measurements
-from ._rule import Case, Rule
+from ._rule import Bounds, Case, Rule
 
 RUN = Site(path="", kind="run", op="training")
 
@@ -37,7 +37,7 @@ class _Move:
     high: float
 
 
-def _judge_spike(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Case]:
+def _judge_spike(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     log = sorted(measurements.log, key=lambda entry: entry.step)
     first_lost = next((place for place, entry in enumerate(log) if _lost(entry)), len(log))
     for place, entry in enumerate(log[: first_lost + 1]):
