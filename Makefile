@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lint types contracts wheel bench ulp fuzz clean
+.PHONY: help demo test check format lint types contracts wheel bench ulp faults fuzz clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -41,6 +41,9 @@ bench: $(INSTALLED) ## print the benchmarks' tables (40 minutes)
 
 ulp: $(INSTALLED) ## measure every pointwise function on all 2^32 float32 patterns (an hour; goes on where it was stopped)
 	$(BIN)/python benchmarks/ulp.py
+
+faults: $(INSTALLED) ## diagnose 3,600 sick and healthy models and count what is right (an hour; goes on where it was stopped)
+	$(BIN)/python benchmarks/faults.py --out docs/diagnosis.md
 
 fuzz: $(INSTALLED) ## run the property tests on examples that were never tried (FUZZ=n for n rounds)
 	for round in $$(seq $(or $(FUZZ),1)); do $(BIN)/python -m pytest -n 2 --hypothesis-profile default $$(grep -l hypothesis tests/test_*.py) || exit; done

@@ -301,5 +301,5 @@ class TestMain:
         flags = {flag for action in parser._actions for flag in action.option_strings}
         assert flags == {
             *("--data", "--tokens", "--dtype", "--device", "--no-backward"),
-            *("--format", "--out", "--fail-on", "--ignore", "--baseline"),
+            *("--format", "--out", "--fail-on", "--ignore", "--baseline", "--config"),
         }

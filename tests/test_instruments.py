@@ -13,18 +13,23 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from evenkeel.functional._statistics import Magnitudes
-from evenkeel.instruments import INSTRUMENTS, Instrument, for_kind
+from evenkeel.instruments import INSTRUMENTS, Stat, for_kind
 from evenkeel.schema import SITE_KINDS
 from evenkeel.tracing.events import (
     ActivationEvent,
     AttentionEvent,
     Event,
+    ExponentialEvent,
     GateEvent,
     GradientEvent,
     HeadEvent,
+    NormEvent,
     OutputEvent,
     ParameterEvent,
+    ProbeEvent,
     RouterEvent,
+    SigmoidHeadEvent,
+    StreamEvent,
 )
 
 Numbers = dict[str, float | np.ndarray]
@@ -39,17 +44,38 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+class AtSite:
+    """All instruments of a kind, as a site of it has them."""
+
+    def __init__(self, kind: str) -> None:
+        self.parts = [create() for create in for_kind(kind)]
+
+    def observe(self, event: Event) -> None:
+        for item in self.parts:
+            item.observe(event)
+
+    def merge(self, other: AtSite) -> None:
+        for own, more in zip(self.parts, other.parts, strict=True):
+            own.merge(more)
+
+    def read(self) -> dict[Stat, Tensor]:
+        return {stat: value for item in self.parts for stat, value in item.read().items()}
+
+
+def stats(kind: str) -> set[Stat]:
+    return {stat for create in for_kind(kind) for stat in create.stats}
+
+
 def read(kind: str, *events: Event) -> dict[str, np.ndarray]:
     """The readings of one instrument by stat; a stat of another phase than forward as `phase:stat`."""
-    (create,) = for_kind(kind)
-    instrument = create()
+    instrument = AtSite(kind)
     with torch.no_grad():
         for event in events:
             instrument.observe(event)
     return finished(instrument)
 
 
-def finished(instrument: Instrument) -> dict[str, np.ndarray]:
+def finished(instrument: AtSite) -> dict[str, np.ndarray]:
     return {
         stat.name if stat.phase == "forward" else f"{stat.phase}:{stat.name}": value.double().numpy()
         for stat, value in instrument.read().items()
@@ -157,6 +183,8 @@ def gate_twin(a: np.ndarray, product: np.ndarray) -> Numbers:
         "product_kurtosis": (centred**4).mean() / (centred**2).mean() ** 2,
         "dead_channel_share": (a == 0).all(0).mean(),
         "tokens": len(a),
+        "activated_rms": np.sqrt((a**2).mean()),
+        "token_share": a.var(0).mean() / (a**2).mean(),
     }
 
 
@@ -185,7 +213,13 @@ def test_router():
     chosen = torch.tensor([[0, 1], [0, 2], [0, 1]])
     share = np.array([3, 2, 1]) / 6
     entropy = -(share * np.log(share)).sum() / np.log(4)
-    expected: Numbers = {"load_entropy_relative": entropy, "top_share": 0.5}
+    expected: Numbers = {
+        "load_entropy_relative": entropy,
+        "top_share": 0.5,
+        "experts": 4,
+        "chosen_per_token": 2,
+        "tokens": 3,
+    }
     assert_twin(read("router", RouterEvent(chosen=chosen, experts=4)), expected)
 
 
@@ -210,6 +244,10 @@ def head_twin(logits: np.ndarray, targets: np.ndarray) -> Numbers:
         "accuracy": right.mean(),
         "ece": sum(abs(right[one].mean() - top[one].mean()) * one.mean() for one in bins if one.any()),
         "optimal_temperature": min((2 ** (power / 6) for power in range(-12, 13)), key=loss),
+        "temperature_gain": loss(1.0) - min(loss(2 ** (power / 6)) for power in range(-12, 13)),
+        "target_entropy": -sum(share * np.log(share) for share in np.unique_counts(targets).counts / len(targets)),
+        "probability_share": 0,
+        "classes": logits.shape[1],
         "tokens": len(targets),
     }
 
@@ -229,10 +267,35 @@ def test_head_without_targets_and_with_excluded_classes():
     """Without targets nothing is said of the loss; a class of logit −inf has probability 0 and entropy 0·log 0 = 0."""
     logits = drawn(20, 9)
     twin = head_twin(logits.double().numpy(), np.zeros(20, dtype=int))
-    wanted = ("logsumexp_mean", "logit_absmax", "entropy", "top_probability", "tokens")
+    wanted = ("logsumexp_mean", "logit_absmax", "entropy", "top_probability", "tokens", "classes", "probability_share")
     assert_twin(read("head", HeadEvent(logits=logits)), {name: twin[name] for name in wanted})
     widened = torch.cat([logits, torch.full((20, 1), -math.inf)], 1)
     np.testing.assert_allclose(read("head", HeadEvent(logits=widened))["entropy"], twin["entropy"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("classes", [2, 300, 50_000])
+def test_probabilities_are_told_from_logits(dtype: torch.dtype, classes: int):
+    """A softmax in any dtype; not sigmoids, log-probabilities, or numbers in [0, 1] that sum to 1.05."""
+    logits = 3 * drawn(70, classes)
+    softmax = logits.softmax(-1)
+    others = (logits.sigmoid(), logits.log_softmax(-1), softmax * 1.05, softmax + torch.eye(classes)[0] - 1)
+    shares = [read("head", HeadEvent(logits=item.to(dtype)))["probability_share"] for item in (softmax, *others)]
+    assert shares[0] == 1 and max(shares[1:]) < 0.5  # two sigmoids sum to about 1 in a few rows
+
+
+def test_a_head_of_sigmoids():
+    wanted = torch.tensor([1, 1, 0, 3, 1])
+    found = read("head", SigmoidHeadEvent(logits=drawn(5, 40), wanted=wanted))
+    assert_twin(found, {"sigmoid_classes": 40, "one_positive_share": 0.75, "sigmoid_rows": 4})
+
+
+def test_a_probe_is_judged_by_its_largest_moves():
+    event = ProbeEvent(
+        earlier=torch.tensor([0.0, 0.3, 0.1]), later=torch.tensor([2.0, 0.5]), untouched=torch.tensor([0.0, 0.02])
+    )
+    for kind in ("head", "residual"):
+        assert_twin(read(kind, event), {"future_leak": 0.15, "probe_noise": 0.01})
 
 
 def test_calibration_is_judged_bin_by_bin():
@@ -270,6 +333,7 @@ def test_residual(shape: tuple[int, ...]):
     expected: Numbers = {
         "residual_rms": np.sqrt((size**2).mean()),
         "residual_absmax_ratio": size.max() / np.median(size),
+        "top_channel_share": (size**2 / (size**2).sum(-1, keepdims=True)).reshape(-1, shape[-1]).mean(0).max(),
         "backward:gradient_rms": np.sqrt((gradient.double().numpy() ** 2).mean()),
     }
     assert_twin(read("residual", OutputEvent(output=x), GradientEvent(gradient=gradient)), expected)
@@ -281,11 +345,12 @@ def test_parameter():
     found = read("parameter", ParameterEvent(weight=weight, gradient=gradient, update=update))
     expected: Numbers = {
         "weight_rms": rms[0],
+        "elements": 600,
         "backward:gradient_rms": rms[1],
         "update:update_ratio": rms[2] / rms[0],
     }
     assert_twin(found, expected)
-    assert read("parameter", ParameterEvent(weight=weight)).keys() == {"weight_rms"}
+    assert read("parameter", ParameterEvent(weight=weight)).keys() == {"weight_rms", "elements"}
     zeros = torch.zeros(3)
     assert read("parameter", ParameterEvent(weight=zeros, update=zeros))["update:update_ratio"] == 0
 
@@ -329,9 +394,27 @@ def events(dtype: torch.dtype = torch.float32, batch: int = 6) -> dict[str, list
             AttentionEvent(scores=query @ query.mT + added),
         ],
         "router": [RouterEvent(chosen=targets.reshape(-1, 2), experts=7)],
-        "head": [HeadEvent(logits=logits, targets=targets), HeadEvent(logits=logits)],
-        "residual": [OutputEvent(output=x), GradientEvent(gradient=up)],
-        "module": [OutputEvent(output=x), GradientEvent(gradient=up)],
+        "head": [
+            HeadEvent(logits=logits, targets=targets),
+            HeadEvent(logits=logits),
+            SigmoidHeadEvent(logits=logits, wanted=targets % 3),
+            ProbeEvent(earlier=up[:, 0, 0].abs(), later=up[:, 1, 0].abs(), untouched=up[:, 2, 0].abs()),
+        ],
+        "norm": [
+            NormEvent(input=x, output=up, size=12, epsilon=1e-2, centred=True),
+            NormEvent(input=x, output=up, size=12, epsilon=1e-2, centred=False, reads_stream=False),
+        ],
+        "residual": [
+            OutputEvent(output=x, input=up),
+            StreamEvent(carries_input=True),
+            GradientEvent(gradient=up),
+            ProbeEvent(earlier=up[:, 0, 0].abs(), later=up[:, 1, 0].abs(), untouched=up[:, 2, 0].abs()),
+        ],
+        "module": [
+            OutputEvent(output=x),
+            GradientEvent(gradient=up),
+            ExponentialEvent(exponents=up, dtype=dtype),
+        ],
         "parameter": [ParameterEvent(weight=x, gradient=up, update=up)],
     }
 
@@ -350,25 +433,23 @@ def part(event: Event, index: slice) -> Event:
 
 def test_every_kind_that_is_measured_has_an_instrument_and_an_event_here():
     measured = {instrument.kind for instrument in INSTRUMENTS.values()}
-    assert measured == events().keys() == set(SITE_KINDS) - {"recurrence", "norm", "run"}
+    assert measured == events().keys() == set(SITE_KINDS) - {"recurrence", "run"}
     for kind, seen in events().items():
-        (create,) = for_kind(kind)
-        instrument = create()
+        instrument = AtSite(kind)
         for event in seen:
             instrument.observe(event)
         found = instrument.read()
-        assert found.keys() == set(create.stats), kind
+        assert found.keys() == stats(kind), kind
         for stat, value in found.items():
             assert value.dim() == (1 if stat.axis else 0), stat
 
 
 @pytest.mark.parametrize("kind", events().keys())
 def test_merging_is_associative_and_equals_one_batch(kind: str):
-    (create,) = for_kind(kind)
     for event in events()[kind]:
         whole = read(kind, event)
         for shape in ("left", "right"):
-            parts = [create() for _ in range(3)]
+            parts = [AtSite(kind) for _ in range(3)]
             for instrument, index in zip(parts, (slice(0, 1), slice(1, 4), slice(4, 6)), strict=True):
                 instrument.observe(part(event, index))
             if shape == "right":
@@ -385,9 +466,8 @@ def test_merging_is_associative_and_equals_one_batch(kind: str):
 
 @pytest.mark.parametrize("kind", events().keys())
 def test_merging_into_or_from_nothing_seen(kind: str):
-    (create,) = for_kind(kind)
     for seen_first in (True, False):
-        one, other = create(), create()
+        one, other = AtSite(kind), AtSite(kind)
         assert not one.read()
         for event in events()[kind]:
             (one if seen_first else other).observe(event)
@@ -402,13 +482,12 @@ def test_nothing_waits_for_the_host(dtype: torch.dtype):
     """Fake tensors have no values: an `.item()` or a branch on a value raises."""
     with FakeTensorMode(), torch.no_grad():
         for kind, seen in events(dtype).items():
-            (create,) = for_kind(kind)
-            first, second = create(), create()
+            first, second = AtSite(kind), AtSite(kind)
             for event in seen:
                 first.observe(event)
                 second.observe(event)
             first.merge(second)
-            assert first.read().keys() == set(create.stats), kind
+            assert first.read().keys() == stats(kind), kind
         with pytest.raises(DataDependentOutputException):
             float(torch.zeros(3).sum())  # what the instruments would have raised
 

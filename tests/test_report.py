@@ -158,6 +158,46 @@ def test_the_report_shows_every_number_in_its_place() -> None:
     assert "weak evidence" not in drawn
 
 
+def test_consequences_stand_in_a_line_each_under_their_main_finding() -> None:
+    cause = finding("ATT303", block(1)[0], rule="attention logits too large")
+    gradient = finding("GRD501", *(block(n)[3] for n in range(3)), rule="vanishing", severity="error", cause="ATT303")
+    flat = finding("ACT101", block(2)[1], cause="ATT303")
+    alone = finding("ATT301", block(0)[0], rule="collapsed", cause="GLU201")  # whose main finding is not shown
+    drawn = text.render(replace(document(), findings=(gradient, alone, cause, flat)))
+    told = lines(drawn)
+    assert [line for line in told if re.match(r"[✗!·] ", line)] == [
+        "! warning ATT303 attention logits too large",  # first, because an error follows from it
+        "! warning ATT301 collapsed",
+    ]
+    start = told.index("  follows   ✗ GRD501 vanishing: layers.{0-2}")
+    assert told[start + 1] == "            ! ACT101 saturated activation: layers.2.act"
+    assert start < told.index("! warning ATT301 collapsed")
+    assert "1 error, 3 warnings, 2 of them consequences; 2 rules" in " ".join(told)
+    assert drawn.count("Use another activation.") == 2
+
+
+def test_long_consequences_fit_and_say_what_is_new() -> None:
+    cause = finding("ATT303", block(1)[0])
+    places = [Site(path=f"{name}.attention", kind="attention", op="softmax") for name in ("a" * 30, "b" * 30, "c" * 30)]
+    far = finding("ATT301", *places, rule="collapsed", cause="ATT303")
+    drawn = text.render(replace(document(), findings=(cause, far)), new=[far])
+    assert max(map(cell_len, lines(drawn))) <= 80
+    assert "1 more place (new)" in drawn and "c" * 30 not in drawn and "(in the baseline)" in drawn
+
+
+def test_norms_take_no_room() -> None:
+    """Two in each of 24 blocks and one behind them: nothing but where one of them is found sick."""
+    base = document(24)
+    norms = [Site(path=f"layers.{n}.norm{i}", kind="norm", op="rms_norm") for n in range(24) for i in (1, 2)]
+    norms.append(Site(path="norm", kind="norm", op="rms_norm"))
+    read = [reading(norm, stat, 1.0) for norm in norms for stat in ("input_rms", "output_rms", "epsilon_share")]
+    full = replace(base, sites=(*base.sites, *norms), readings=(*base.readings, *read))
+    assert text.render(full) == text.render(base)
+    sick = finding("NUM604", norms[5], rule="norm passes nothing")
+    drawn = lines(text.render(replace(full, findings=(sick,))))
+    assert "  where     layers.2.norm2" in drawn and any(line.startswith("2!") for line in drawn)
+
+
 def test_random_data_is_called_weak_evidence_and_notes_are_shown() -> None:
     weak = replace(document(), data=DataInfo(source="random tokens", kind="random"), notes=("auto_map was dropped",))
     drawn = text.render(weak)

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 import shlex
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
-from evenkeel.cli.main import COMMANDS, main
-from evenkeel.instruments import INSTRUMENTS
+from evenkeel.cli.main import COMMANDS
 from evenkeel.nn import TransformerConfig
-from evenkeel.rules import RULES, Example, Measurements, Override, Place, Rule, apply, at, example, judge
+from evenkeel.rules import RULES, Example, Override, Place, Rule, apply, at, example, judge
 from evenkeel.rules._causes import with_causes
-from evenkeel.rules.run import RUN
+from evenkeel.rules.course import RUN
 from evenkeel.schema import Finding, Severity, Site, StepLog
 
-FIRING = [pytest.param(rule, case, id=f"{rule.code}-{case.about}") for rule in RULES.values() for case in rule.firing]
-SILENT = [pytest.param(rule, case, id=f"{rule.code}-{case.about}") for rule in RULES.values() for case in rule.silent]
 EVERY = [pytest.param(rule, id=rule.code) for rule in RULES.values()]
 
 
@@ -37,42 +31,13 @@ def outcome(rule: str, case: Example) -> str:
     return apply(RULES[rule], case.measurements)[1]
 
 
-# --- made from the rules' own examples ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("rule", "case"), FIRING)
-def test_a_firing_example_fires(rule: Rule, case: Example):
-    findings, status = apply(rule, case.measurements)
-    assert status == "fail" and findings
-    known = {site.id for site in case.measurements.sites} | {RUN.id}
-    for finding in findings:
-        assert finding.code == rule.code and finding.severity in rule.severities
-        assert finding.sites and set(finding.sites) <= known
-        assert finding.evidence and not any(
-            math.isnan(item.value) or math.isnan(item.bound) for item in finding.evidence
-        )
-        assert re.search(r"\d", finding.message) and "  " not in finding.message
-
-
-@pytest.mark.parametrize(("rule", "case"), SILENT)
-def test_a_silent_example_stays_silent(rule: Rule, case: Example):
-    findings, status = apply(rule, case.measurements)
-    assert findings == () and status in ("pass", "not_measured")
+# --- what holds for each of ours; tests/test_conformance.py has what holds for outside ones too ----------------------
 
 
 @pytest.mark.parametrize("rule", EVERY)
-def test_a_rule_says_all_that_it_must(rule: Rule):
+def test_a_code_is_of_a_family(rule: Rule):
     assert re.fullmatch(r"(ACT1|GLU2|ATT3|OUT4|GRD5|NUM6|ARC7|RUN8)\d\d", rule.code) and RULES[rule.code] is rule
-    assert rule.firing and any(apply(rule, case.measurements)[1] == "pass" for case in rule.silent)
-    assert rule.measures and rule.severity and rule.bound and rule.why and rule.advice and rule.source
     assert all(re.fullmatch(r"C\d\d", claim) for claim in rule.claims)
-    assert len(rule.kinds) <= 1
-
-
-@pytest.mark.parametrize("rule", EVERY)
-def test_some_instrument_produces_every_reading_that_a_rule_needs(rule: Rule):
-    made = {(item.kind, stat.name, stat.phase) for item in INSTRUMENTS.values() for stat in item.stats}
-    assert {(need.kind, need.stat, need.phase) for need in rule.needs} <= made
 
 
 @pytest.mark.parametrize("rule", EVERY)
@@ -95,36 +60,6 @@ def test_a_change_is_on_an_axis_of_the_transformer(rule: Rule):
 
 
 # --- what cannot be judged ---------------------------------------------------------------------------------------
-
-
-def without(measurements: Measurements, stat: str, phase: str) -> Measurements:
-    kept = tuple(item for item in measurements.readings if (item.stat, item.phase) != (stat, phase))
-    return dataclasses.replace(measurements, readings=kept)
-
-
-def with_nan(measurements: Measurements, stat: str, phase: str) -> Measurements:
-    def broken(values: tuple[float, ...]) -> tuple[float, ...]:
-        return (math.nan, *values[1:])
-
-    readings = tuple(
-        dataclasses.replace(item, values=broken(item.values)) if (item.stat, item.phase) == (stat, phase) else item
-        for item in measurements.readings
-    )
-    return dataclasses.replace(measurements, readings=readings)
-
-
-@pytest.mark.parametrize(("rule", "case"), [*FIRING, *SILENT])
-def test_without_a_needed_reading_nothing_is_judged(rule: Rule, case: Example):
-    for need in rule.needs:
-        findings, status = apply(rule, without(case.measurements, need.stat, need.phase))
-        assert findings == () and status == "not_measured"
-
-
-@pytest.mark.parametrize(("rule", "case"), [*FIRING, *SILENT])
-def test_nan_is_neither_a_finding_nor_a_pass(rule: Rule, case: Example):
-    for need in rule.needs:
-        findings, status = apply(rule, with_nan(case.measurements, need.stat, need.phase))
-        assert findings == () and status == "not_measured"
 
 
 def test_one_nan_among_sound_sites_keeps_a_rule_from_passing():
@@ -215,13 +150,16 @@ def test_scores_of_random_queries_and_keys(keys: int):
     assert outcome("ATT302", attention_of_normal_scores(0.05, keys, rng)) == "fail"
 
 
-def test_uniform_attention_warns_only_where_the_model_has_learned():
+def test_uniform_attention_warns_only_where_the_loss_came_down_and_stands():
     place = at("layers.0.attn:attention.softmax", entropy_relative=(0.9995, 0.9999), score_std=(0.05, 0.02))
-    falling = tuple(StepLog(step=step, loss=5.0 - 0.1 * step) for step in range(20))
-    flat = tuple(StepLog(step=step, loss=5.0) for step in range(20))
+    falling = tuple(StepLog(step=step, loss=5.0 * 0.995**step) for step in range(400))
+    flat = tuple(StepLog(step=step, loss=5.0) for step in range(400))
+    stalled = tuple(StepLog(step=step, loss=max(3.3, 5.0 - 0.02 * step)) for step in range(400))
     assert only("ATT302", example("inspected", place)).severity == "info"
     assert only("ATT302", example("at the start", place, log=flat)).severity == "info"
-    assert only("ATT302", example("after learning", place, log=falling)).severity == "warning"
+    assert only("ATT302", example("learning", place, log=falling)).severity == "info"
+    assert only("ATT302", example("too short to tell", place, log=stalled[:190])).severity == "info"
+    assert only("ATT302", example("standing", place, log=stalled)).severity == "warning"
 
 
 def blocks(gradients: list[float], *, prefix: str = "layers") -> list[Place]:
@@ -340,56 +278,6 @@ def test_a_reading_inside_its_own_range_did_not_move():
     log = run(*[2.0] * 8, 9.0, jumps={8: 50.0})
     finding = only("RUN801", example("steady", *sizes("layers.0", [1.0, 1.1] * 4 + [1.15]), log=log))
     assert finding.sites == (RUN.id,) and "measure more often" in finding.message
-
-
-# --- pages -------------------------------------------------------------------------------------------------------
-
-
-def test_the_catalogue_lists_every_rule(capsys: pytest.CaptureFixture[str]):
-    assert main(["rules"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[: len(RULES)]] == list(RULES)
-    assert all(len(line) <= 80 for line in lines)
-
-
-@pytest.mark.parametrize("rule", EVERY)
-def test_a_page_says_everything_within_the_width(
-    rule: Rule, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("COLUMNS", "80")
-    assert main(["rules", rule.code.lower()]) == 0
-    page = capsys.readouterr().out
-    assert all(len(line) <= 80 for line in page.splitlines())
-    flat = " ".join(page.split())
-    for text in (rule.name, rule.measures, rule.bound, rule.why, *rule.advice, rule.source, rule.try_command):
-        assert " ".join(text.split()) in flat
-    assert all(claim in page for claim in rule.claims) and rule.firing[0].about in flat
-    message = apply(rule, rule.firing[0].measurements)[0][0].message
-    assert message in flat
-
-
-def test_pages_as_json(capsys: pytest.CaptureFixture[str]):
-    assert main(["rules", "--format", "json"]) == 0
-    listed = json.loads(capsys.readouterr().out)
-    assert [item["code"] for item in listed] == list(RULES)
-    assert main(["rules", "GRD501", "--format", "json"]) == 0
-    assert json.loads(capsys.readouterr().out) == next(item for item in listed if item["code"] == "GRD501")
-
-
-def test_an_unknown_code_is_a_usage_error_with_a_hint(capsys: pytest.CaptureFixture[str]):
-    assert main(["rules", "GRD510"]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.count("\n") == 1 and "did you mean 'GRD50" in captured.err
-
-
-def test_rules_and_facts_do_not_load_torch():
-    code = (
-        "import sys\nfrom evenkeel.cli.main import main\nimport evenkeel.facts\n"
-        "assert main(['rules']) == 0 and main(['rules', 'ACT101']) == 0\n"
-        "print([name for name in ('torch', 'numpy', 'numba') if name in sys.modules], file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.strip() == "[]"
 
 
 # --- what a project sets otherwise -------------------------------------------------------------------------------

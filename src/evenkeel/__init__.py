@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import functional, integrations, nn
+    from . import faults, functional, integrations, nn
     from .architectures.describing import describe
     from .diagnosis import Diagnosis
     from .inspection import inspect
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .nn import Transformer, TransformerConfig
     from .records import Record
     from .schema import Change
+    from .settings import Settings
     from .surgery import swap
     from .watching import Watch, watch
 
@@ -24,6 +25,7 @@ _HOMES = {
     "Change": "schema",
     "Diagnosis": "diagnosis",
     "Record": "records",
+    "Settings": "settings",
     "Transformer": "nn",
     "TransformerConfig": "nn",
     "Watch": "watching",
@@ -33,17 +35,19 @@ _HOMES = {
     "swap": "surgery",
     "watch": "watching",
 }
-_PACKAGES = ("functional", "integrations", "nn")
+_PACKAGES = ("faults", "functional", "integrations", "nn")
 
 __all__ = [
     "Change",
     "Diagnosis",
     "Record",
+    "Settings",
     "Transformer",
     "TransformerConfig",
     "Watch",
     "claims",
     "describe",
+    "faults",
     "functional",
     "inspect",
     "integrations",

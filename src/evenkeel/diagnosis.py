@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 from .records import Record
 from .report import text
+from .report.places import where
+from .rules import RULES, matches
 from .rules import judge as apply_rules
-from .schema import SEVERITIES, Document, Finding
+from .schema import (
+    SEVERITIES,
+    DataInfo,
+    Document,
+    Finding,
+    ModelInfo,
+    Reading,
+    RuleStatus,
+    Site,
+    StepLog,
+)
+from .settings import Settings, ignored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +34,22 @@ class Diagnosis(Document):
         return text.render(self, width=width, color=color)
 
 
-def judge(record: Record) -> Diagnosis:
-    """Apply every rule to the readings of all steps.
+@dataclass(frozen=True)
+class Judgement:
+    """What the rules say to some readings under a project's settings; notes: what the settings changed."""
 
-    Findings come by severity, then by where their first site runs.
+    findings: tuple[Finding, ...]
+    statuses: tuple[RuleStatus, ...]
+    notes: tuple[str, ...]
+
+
+def judge(record: Record, settings: Settings | None = None) -> Diagnosis:
+    """Apply every rule to the readings of all steps, as a project's settings say (None: as the rules are).
+
+    Findings come by severity, then by where their first site runs. What the settings changed is in the notes.
     """
     sites, readings = record.sites(), record.readings()
-    findings, statuses = apply_rules(sites, readings, record.log_entries(), record.model, record.data)
+    judgement = judge_readings(sites, readings, record.log_entries(), record.model, record.data, settings)
     place = {site.id: index for index, site in enumerate(sites)}
 
     def order(finding: Finding) -> tuple[int, int]:
@@ -39,7 +62,51 @@ def judge(record: Record) -> Diagnosis:
         data=record.data,
         sites=sites,
         readings=readings,
-        findings=tuple(sorted(findings, key=order)),
-        rules=statuses,
-        notes=record.notes,
+        findings=tuple(sorted(judgement.findings, key=order)),
+        rules=judgement.statuses,
+        notes=(*record.notes, *judgement.notes),
     )
+
+
+def judge_readings(
+    sites: Sequence[Site],
+    readings: Sequence[Reading],
+    log_entries: Sequence[StepLog],
+    model: ModelInfo,
+    data: DataInfo,
+    settings: Settings | None = None,
+) -> Judgement:
+    """The same for readings that are in no record; findings come in the order of the catalogue."""
+    settings = settings or Settings()
+
+    def judged(settings: Settings) -> tuple[tuple[Finding, ...], tuple[RuleStatus, ...]]:
+        overrides, ignore = settings.overrides, settings.ignore
+        return apply_rules(sites, readings, log_entries, model, data, overrides, ignore=ignore)
+
+    findings, statuses = judged(settings)
+    everything, _ = judged(replace(settings, suppress=())) if settings.suppress else (findings, statuses)
+    return Judgement(findings, statuses, tuple(_notes(settings, everything)))
+
+
+def _notes(settings: Settings, everything: Sequence[Finding]) -> Iterator[str]:
+    """What the settings changed; everything: the findings as they are without suppressions."""
+    for code, override in settings.rules.items():
+        changes = [
+            f"{name} {value:g} (by default {RULES[code].bounds[name]:g})" for name, value in override.bounds.items()
+        ]
+        changes += [f"severity {override.severity}"] if override.severity else []
+        if changes:
+            yield f"{code} is set otherwise{f' in {settings.source}' if settings.source else ''}: {', '.join(changes)}"
+    if settings.ignore:
+        yield ignored(settings.ignore)
+    for suppression in settings.suppress:
+        hidden: dict[str, list[str]] = {}
+        for finding in everything:
+            if suppression.code in ("", finding.code):
+                sites = [site for site in finding.sites if matches(suppression.sites, site)]
+                hidden.setdefault(finding.code, []).extend(sites)
+        told = [f"{code} at {where(sites)}" for code, sites in hidden.items() if sites]
+        reason = f" ({suppression.reason})" if suppression.reason else ""
+        yield (
+            f"suppressed: {', '.join(told)}{reason}" if told else f"unused suppression, it hides nothing: {suppression}"
+        )

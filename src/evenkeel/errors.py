@@ -19,6 +19,10 @@ class ConfigError(UsageError):
     """A configuration whose fields contradict each other."""
 
 
+class NotApplicable(UsageError):
+    """A fault for which a model has no place; the message is the reason."""
+
+
 class RecordError(UsageError):
     """A record that is of another model, of another version, or no record at all."""
 

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from .diagnosis import Diagnosis, judge
 from .errors import NothingMeasuredError, UsageError
-from .measuring import Measurement, measure
+from .measuring import Measurement, eagerly, measure
+from .probing import probe
 from .records import Record
-from .schema import DataInfo
+from .schema import DataInfo, in_one_line
+from .settings import Settings
 from .tracing.provenance import tensors_in
 from .tracing.structure import Structure
 from .watching import model_info
@@ -32,20 +34,23 @@ def inspect(
     loss: Loss | None = None,
     data: DataInfo | None = None,
     notes: Sequence[str] = (),
+    settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> Diagnosis:
     """Measure a model on some batches and say what is wrong and what to change.
 
     model: any `nn.Module`; it runs in eval mode (no dropout, no running statistics) and is left as it was found:
-    training mode, gradients, random state. batches: an iterable of keyword dicts (`model(**batch)`), tensors
-    (`model(batch)`) or tuples (`model(*batch)`). backward: also measure gradients. loss: `loss(output, batch)` to
-    differentiate; by default `output.loss`, and where there is none the sum of squares of the output.
-    data, notes: what the report says of the batches. progress: called with (batches done, batches in all or 0).
+    training mode, gradients, random state. One that is judged by the next tokens of its own input is also asked, on
+    two sequences of the first batch, whether it sees them. batches: an iterable of keyword dicts (`model(**batch)`),
+    tensors (`model(batch)`) or tuples (`model(*batch)`). backward: also measure gradients. loss: `loss(output, batch)`
+    to differentiate; by default `output.loss`, and where there is none the sum of squares of the output.
+    data, notes: what the report says of the batches. settings: what is set otherwise than the rules do. progress:
+    called with (batches done, batches in all or 0).
     Raises UsageError for an empty iterable, NothingMeasuredError where no site could be measured.
     """
     structure = Structure(model)
     total = Measurement()
-    count, tokens = 0, 0
+    count, tokens, remarks = 0, 0, list(notes)
     size = len(batches) if isinstance(batches, Sequence) else 0
     with _as_found(model):
         for batch in batches:
@@ -53,6 +58,8 @@ def inspect(
                 _run(model, batch, loss, backward)
             total.merge(measurement)
             model.zero_grad(set_to_none=True)
+            if not count:
+                remarks += _probed(structure, batch, loss, total)
             count, tokens = count + 1, tokens + _tokens(batch)
             if progress is not None:
                 progress(count, size)
@@ -64,25 +71,42 @@ def inspect(
             "is it a transformer, and do the batches reach its layers?"
         )
     record = Record.create(None, model_info(model), data or DataInfo(source="batches", kind="given", tokens=tokens))
-    for note in notes:
+    for note in remarks:
         record.add_note(note)
     record.append(0, total.sites, total.readings(0))
-    return judge(record)
+    return judge(record, settings)
 
 
 def _run(model: nn.Module, batch: Any, loss: Loss | None, backward: bool) -> None:
     with torch.set_grad_enabled(backward):
-        if isinstance(batch, Mapping):
-            output = model(**batch)
-        elif isinstance(batch, tuple | list):
-            output = model(*batch)
-        else:
-            output = model(batch)
+        output = _output(model, batch)
         if not backward:
             return
         objective = loss(output, batch) if loss is not None else _default_loss(output)
         if objective.requires_grad:
             objective.backward()
+
+
+def _output(model: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
+
+
+def _probed(structure: Structure, batch: Any, loss: Loss | None, total: Measurement) -> list[str]:
+    """Probe the model on a part of a batch that it has just run on; what is to be said where that fails."""
+
+    def run(model: nn.Module, part: Any) -> None:
+        output = _output(model, part)
+        if loss is not None:
+            loss(output, part)
+
+    try:
+        with eagerly():
+            probe(structure, batch, run, total.observe)
+    except Exception as error:  # the batch as a whole ran: only two of its sequences do not
+        return [f"whether earlier positions see later tokens could not be asked: {in_one_line(error)}"]
+    return []
 
 
 def _default_loss(output: Any) -> Tensor:

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
 from .instruments import Instrument, Stat, for_kind
@@ -102,8 +105,8 @@ def _on_host(values: list[Tensor]) -> list[float]:
 
 
 @contextmanager
-def measure(structure: Structure, optimizer: Optimizer | None = None) -> Iterator[Measurement]:
-    """Measure everything that the model does inside the context: forward, backward, optimizer steps.
+def measure(structure: Structure, optimizers: Iterable[Optimizer] = ()) -> Iterator[Measurement]:
+    """Measure everything that the model does inside the context: forward, backward, steps of these optimizers.
 
     Hooks and the function mode exist only inside. A compiled model runs its eager code here.
     """
@@ -111,14 +114,23 @@ def measure(structure: Structure, optimizer: Optimizer | None = None) -> Iterato
     tracer = Tracer(structure, measurement.observe)
     parameters = _Parameters(structure.model, measurement)
     with ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:  # else nothing can be compiled, and the import alone takes seconds
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(eagerly())
         stack.callback(parameters.remove)
-        parameters.install(optimizer)
+        parameters.install(tuple(optimizers))
         stack.enter_context(tracer)
         yield measurement
     parameters.finish()
     measurement.conclude((*tracer.sites, *_not_reached(structure, tracer.sites)))
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """A compiled model runs its eager code inside."""
+    if "torch._dynamo" not in sys.modules:  # nothing can be compiled then, and the import alone takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def _not_reached(structure: Structure, sites: tuple[Site, ...]) -> Iterator[Site]:
@@ -144,17 +156,26 @@ class _Parameters:
             for name, parameter in model.named_parameters()
             if parameter.requires_grad
         }
+        self._widths = _widths(model)
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._seen: set[str] = set()
         self._before: dict[str, Tensor] = {}
 
-    def install(self, optimizer: Optimizer | None) -> None:
+    def install(self, optimizers: tuple[Optimizer, ...]) -> None:
         for name, parameter in self._trained.items():
             if parameter.is_leaf:
                 self._handles.append(parameter.register_post_accumulate_grad_hook(self._gradient_hook(name)))
-        if optimizer is not None:
-            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
-            self._handles.append(optimizer.register_step_post_hook(self._after_step))
+        for optimizer, names in zip(optimizers, self._shared_out(optimizers), strict=True):
+            self._handles.append(optimizer.register_step_pre_hook(self._before_step(names)))
+            self._handles.append(optimizer.register_step_post_hook(self._after_step(names)))
+
+    def _shared_out(self, optimizers: tuple[Optimizer, ...]) -> list[list[str]]:
+        """Whose steps each parameter is seen at: those of the optimizer that holds it, of the first where none does."""
+        holder = {id(item): number for number, optimizer in enumerate(optimizers) for item in _held(optimizer)}
+        shares: list[list[str]] = [[] for _ in optimizers]
+        for name, parameter in self._trained.items() if optimizers else ():
+            shares[holder.get(id(parameter), 0)].append(name)
+        return shares
 
     def remove(self) -> None:
         for handle in self._handles:
@@ -167,7 +188,10 @@ class _Parameters:
         with quietly():
             for name, parameter in self._trained.items():
                 if name not in self._seen:
-                    self._measurement.observe(_site(name), ParameterEvent(weight=parameter.detach()))
+                    self._measurement.observe(_site(name), self._weight(name, parameter.detach()))
+
+    def _weight(self, name: str, weight: Tensor, gradient: Tensor | None = None) -> ParameterEvent:
+        return ParameterEvent(weight=weight, gradient=gradient, width=self._widths.get(id(self._trained[name]), 0.0))
 
     def _gradient_hook(self, name: str):
         def see(parameter: Tensor) -> None:
@@ -176,23 +200,88 @@ class _Parameters:
                 gradient = parameter.grad.detach()
                 gradient = gradient.to_dense() if gradient.is_sparse else gradient
                 with quietly():
-                    self._measurement.replace(_site(name), ParameterEvent(weight=parameter.detach(), gradient=gradient))
+                    self._measurement.replace(_site(name), self._weight(name, parameter.detach(), gradient))
 
         return see
 
-    def _before_step(self, *_: object) -> None:
-        self._before = {name: parameter.detach().clone() for name, parameter in self._trained.items()}
+    def _before_step(self, names: list[str]):
+        def see(*_: object) -> None:
+            self._before |= {name: self._trained[name].detach().clone() for name in names}
 
-    def _after_step(self, *_: object) -> None:
-        with quietly():
-            for name, before in self._before.items():
-                if name not in self._seen:
-                    self._seen.add(name)
-                    self._measurement.observe(_site(name), ParameterEvent(weight=before))
-                update = torch.sub(self._trained[name].detach(), before, out=before)
-                self._measurement.observe(_site(name), ParameterEvent(update=update))
-        self._before = {}
+        return see
+
+    def _after_step(self, names: list[str]):
+        def see(optimizer: Optimizer, *_: object) -> None:
+            groups = {id(item): group for group in optimizer.param_groups for item in group["params"]}
+            with quietly():
+                for name in names:
+                    before, parameter = self._before.pop(name), self._trained[name]
+                    if name not in self._seen:
+                        self._seen.add(name)
+                        self._measurement.observe(_site(name), self._weight(name, before))
+                    group = groups.get(id(parameter))
+                    update = torch.sub(parameter.detach(), before, out=before)
+                    event = ParameterEvent(
+                        update=update,
+                        changed=None if group is None else _changed(parameter, update, optimizer),
+                        optimized=group is not None,
+                        learning_rate=None if group is None else _rate(group["lr"]),
+                        planned_rate=None if group is None else _planned(group),
+                    )
+                    self._measurement.observe(_site(name), event)
+
+        return see
 
 
 def _site(name: str) -> Site:
     return Site(path=name, kind="parameter", op="parameter")
+
+
+def _held(optimizer: Optimizer) -> Iterator[Tensor]:
+    return (item for group in optimizer.param_groups for item in group["params"])
+
+
+def _rate(value: Any) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float64)
+
+
+def _planned(group: dict[str, Any]) -> Tensor:
+    """The largest of a group's learning rate and those that torch's schedulers note beside it."""
+    rates = [_rate(group[name]) for name in ("lr", "initial_lr", "max_lr") if name in group]
+    return torch.stack([rate.to(rates[0].device) for rate in rates]).amax()
+
+
+def _widths(model: nn.Module) -> dict[int, float]:
+    """sqrt(inputs * outputs) of every parameter that is a linear map: matrices, stacked or not, and convolutions.
+
+    Tables that are looked up are none, though an output head may share one; nor are vectors kept with more dimensions.
+    """
+    tables = {
+        id(item) for module in model.modules() if isinstance(module, nn.Embedding) for item in module.parameters()
+    }
+    kernels = {id(module.weight) for module in model.modules() if isinstance(module, _ConvNd)}
+    widths = {}
+    for parameter in model.parameters():
+        if parameter.dim() < 2 or id(parameter) in tables:
+            continue
+        rows, columns = parameter.shape[:2] if id(parameter) in kernels else parameter.shape[-2:]
+        taps = parameter[0, 0].numel() if id(parameter) in kernels else 1
+        if min(rows, columns) * taps > 1:
+            widths[id(parameter)] = math.sqrt(rows * columns) * taps
+    return widths
+
+
+def _changed(parameter: Tensor, update: Tensor, optimizer: Optimizer) -> Tensor | None:
+    """How many elements with a gradient have another value since the step, and how many there are; of 16-bit weights.
+
+    Where the optimizer keeps the same weights in float32 nothing is lost, and all of them count as changed.
+    """
+    gradient = parameter.grad
+    if parameter.dtype not in (torch.bfloat16, torch.float16) or gradient is None or gradient.is_sparse:
+        return None
+    live = gradient != 0
+    changed, all_live = ((update != 0) & live).sum(), live.sum()
+    for kept in optimizer.state.get(parameter, {}).values():
+        if isinstance(kept, Tensor) and kept.dtype == torch.float32 and kept.shape == parameter.shape:
+            changed = torch.where((kept.to(parameter.dtype) == parameter).all(), all_live, changed)
+    return torch.stack([changed, all_live]).double()

@@ -62,7 +62,7 @@ def train(
     reached after a tenth of the steps and falls to a tenth of itself along a cosine. Gradients are clipped to norm 1.
     watch: measures its due steps. progress: called with (steps done, steps in all, loss).
     """
-    schedule = LambdaLR(optimizer, lambda step: _learning_rate_share(step, steps))
+    schedule = LambdaLR(optimizer, lambda step: learning_rate_share(step, steps))
     model.train()
     losses: list[float] = []
     for batch in islice(batches, steps):
@@ -81,8 +81,9 @@ def train(
     return losses
 
 
-def _learning_rate_share(step: int, steps: int) -> float:
-    warmup = max(1, round(_WARMUP_SHARE * steps))
+def learning_rate_share(step: int, steps: int, warmup_share: float = _WARMUP_SHARE) -> float:
+    """The share of the peak learning rate at a step, from 0: up in a line, then down along a cosine to a tenth."""
+    warmup = max(1, round(warmup_share * steps))
     if step < warmup:
         return (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)

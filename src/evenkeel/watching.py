@@ -6,7 +6,7 @@ import hashlib
 import math
 import statistics
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from .errors import UsageError
 from .measuring import Measurement, measure
 from .records import Record
 from .schema import DataInfo, ModelInfo, Reading, Site, StepLog, clean_name
+from .settings import Settings
 from .tracing.provenance import tensors_in
 from .tracing.structure import Structure
 
@@ -65,17 +66,19 @@ class Watch:
         self,
         model: nn.Module,
         *,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizer | Iterable[Optimizer] | None = None,
         every: int = 50,
         record: str | Path | None = None,
         on_spike: bool = True,
+        settings: Settings | None = None,
     ) -> None:
         if every < 1:
             raise UsageError(f"every is {every} and must be at least 1; every=1 measures each step")
         self._structure = Structure(model)
-        self._optimizer = optimizer
+        self._optimizers = _several(optimizer)
         self._every = every
         self._on_spike = on_spike
+        self._settings = settings
         self.record = Record.create(record, model_info(model), DataInfo(source="training", kind="given"))
         entries = self.record.log_entries()
         steps = (*self.record.steps(), *(entry.step for entry in entries))
@@ -112,7 +115,7 @@ class Watch:
         self._open, self._measured = True, self.due
         if self._measured:
             self._triggered = False
-            self._running = measure(self._structure, self._optimizer)
+            self._running = measure(self._structure, self._optimizers)
             self._measurement = self._running.__enter__()
 
     def end_step(self) -> None:
@@ -192,7 +195,7 @@ class Watch:
         """What the readings so far show."""
         self._resolve()
         self.record.flush()
-        return judge(self.record)
+        return judge(self.record, self._settings)
 
     def close(self) -> None:
         """Write what is still held and close the record; a second call does nothing."""
@@ -220,19 +223,27 @@ class _Pending:
 def watch(
     model: nn.Module,
     *,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | Iterable[Optimizer] | None = None,
     every: int = 50,
     record: str | Path | None = None,
     on_spike: bool = True,
+    settings: Settings | None = None,
 ) -> Watch:
     """Watch a model while it trains: `with watch.step(): ...` around each step, `watch.log(loss=loss)` in it.
 
-    model: any `nn.Module`, compiled or not. optimizer: where given, parameters' update ratios are read as well.
+    model: any `nn.Module`, compiled or not. optimizer: the run's, or all of them where there are several; where given,
+    parameters' updates are read as well, and whether every trained parameter has its optimizer.
     every: a step in so many is measured, the first included. record: the file of the run's readings (None: in memory);
     an existing one is appended to when it is of the same model. on_spike: measure the step after a jump of the loss.
-    Raises UsageError, and RecordError for a record of another model.
+    settings: what is set otherwise than the rules do. Raises UsageError, and RecordError for a record of another model.
     """
-    return Watch(model, optimizer=optimizer, every=every, record=record, on_spike=on_spike)
+    return Watch(model, optimizer=optimizer, every=every, record=record, on_spike=on_spike, settings=settings)
+
+
+def _several(optimizer: Optimizer | Iterable[Optimizer] | None) -> tuple[Optimizer, ...]:
+    if optimizer is None:
+        return ()
+    return (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer)
 
 
 def model_info(model: nn.Module) -> ModelInfo:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .output import add_output_options, finish
+from .output import add_output_options, chosen, finish
 
 SUMMARY = "read an architecture from its config, without weights"
 
@@ -29,7 +29,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.format is FORMATS["text"]:
         arguments.format = architecture.render
-    return finish(describe(arguments.model, context=arguments.context), arguments)
+    policy = chosen(arguments)
+    described = describe(arguments.model, context=arguments.context, settings=policy.settings)
+    return finish(described, arguments, policy)
 
 
 def _context(text: str) -> int:

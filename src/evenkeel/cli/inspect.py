@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import ModelError
 from ..schema import clean_name
 from .models import add_model_options, load, running
-from .output import add_output_options, finish, say
+from .output import Policy, add_output_options, chosen, finish, say
 
 if TYPE_CHECKING:
     from ..architectures import Directory
@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..architectures import open_directory
     from ..data import DEFAULT_TOKENS, read_texts
 
+    policy = chosen(arguments)
     texts = None if arguments.data is None else read_texts(arguments.data)
     tokens = DEFAULT_TOKENS if arguments.tokens is None else arguments.tokens
     directory = open_directory(arguments.directory)
@@ -39,11 +40,13 @@ def run(arguments: argparse.Namespace) -> int:
             f"{directory.name} has no tokenizer, so it cannot read --data; copy its tokenizer.json there, or leave "
             "--data out to measure on random tokens"
         )
-    diagnosis = _diagnose(directory, arguments, texts, tokens)
-    return finish(diagnosis, arguments)
+    diagnosis = _diagnose(directory, arguments, policy, texts, tokens)
+    return finish(diagnosis, arguments, policy)
 
 
-def _diagnose(directory: Directory, arguments: argparse.Namespace, texts: list[str] | None, tokens: int) -> Diagnosis:
+def _diagnose(
+    directory: Directory, arguments: argparse.Namespace, policy: Policy, texts: list[str] | None, tokens: int
+) -> Diagnosis:
     from ..architectures.inputs import BATCH_TOKENS
     from ..data import make_batches, standard_library_text
     from ..inspection import inspect
@@ -60,6 +63,7 @@ def _diagnose(directory: Directory, arguments: argparse.Namespace, texts: list[s
                 backward=backward,
                 data=prepared.info,
                 notes=(*loaded.notes, *prepared.notes),
+                settings=policy.settings,
                 progress=lambda done, total: say(f"measured {done} of {total} batches"),
             )
     finally:

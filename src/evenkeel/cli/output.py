@@ -9,7 +9,7 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,6 +18,7 @@ from ..schema import SEVERITIES, Document, Finding, clean_name
 
 if TYPE_CHECKING:
     from ..report import Format
+    from ..settings import Settings
 
 T = TypeVar("T")
 
@@ -34,11 +35,10 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fail-on",
         choices=("error", "warning", "never"),
-        default="error",
         help="exit with 1 if there is a finding of this severity or above (default: error)",
     )
     group.add_argument(
-        "--ignore", metavar="CODE,...", type=_argument(_codes), default=(), help="leave out the findings of these rules"
+        "--ignore", metavar="CODE,...", type=_argument(_codes), help="leave out the findings of these rules"
     )
     group.add_argument(
         "--baseline",
@@ -46,18 +46,41 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         type=_argument(read_document),
         help="an earlier JSON document: only findings that it lacks count, and they are marked as new",
     )
+    group.add_argument(
+        "--config", metavar="FILE", help="settings in [tool.evenkeel] there (default: the nearest pyproject.toml's)"
+    )
 
 
-def finish(document: Document, arguments: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Policy:
+    """A project's settings, and the document of its baseline where it has one."""
+
+    settings: Settings
+    baseline: Document | None
+
+
+def chosen(arguments: argparse.Namespace) -> Policy:
+    """The project's settings; an option takes the place of its setting. Raises UsageError, before any work."""
+    from ..settings import Settings  # here, because `--help` has no use for the rules
+
+    settings = Settings.nearest() if arguments.config is None else Settings.from_file(arguments.config)
+    given = {name: getattr(arguments, name) for name in ("fail_on", "ignore")}
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    baseline = arguments.baseline
+    if baseline is None and settings.baseline is not None:
+        baseline = read_document(str(settings.baseline))
+    return Policy(settings, baseline)
+
+
+def finish(document: Document, arguments: argparse.Namespace, policy: Policy) -> int:
     """Draw the document, write it, and say by the exit code whether a finding counts: 1 if so, else 0."""
-    document = _without(document, arguments.ignore)
-    new = None if arguments.baseline is None else _not_in(arguments.baseline, document.findings)
+    new = None if policy.baseline is None else not_in(policy.baseline, document.findings)
     if arguments.out is not None:
         write(arguments.out, arguments.format(document, new=new))
     else:
         show(lambda width, color: arguments.format(document, width=width, color=color, new=new))
     counting = document.findings if new is None else new
-    return int(any(_counts(finding, arguments.fail_on) for finding in counting))
+    return int(any(_counts(finding, policy.settings.fail_on) for finding in counting))
 
 
 def read_document(path: str) -> Document:
@@ -115,21 +138,37 @@ def _file(text: str) -> Path:
     return path
 
 
-def _without(document: Document, codes: Collection[str]) -> Document:
-    """The document as if some rules had not been applied, with a note that says so."""
+def without(document: Document, codes: Collection[str]) -> Document:
+    """A document that was judged before, as if some rules had not been applied, with a note that says so."""
+    from ..settings import ignored
+
     if not codes:
         return document
     return replace(
         document,
-        findings=tuple(finding for finding in document.findings if finding.code not in codes),
+        findings=tuple(
+            replace(finding, cause="" if finding.cause in codes else finding.cause)
+            for finding in document.findings
+            if finding.code not in codes
+        ),
         rules=tuple(status for status in document.rules if status.code not in codes),
-        notes=(*document.notes, f"ignored on request: {', '.join(codes)}"),
+        notes=(*document.notes, ignored(codes)),
     )
 
 
-def _not_in(baseline: Document, findings: Collection[Finding]) -> tuple[Finding, ...]:
-    known = {(finding.code, frozenset(finding.sites)) for finding in baseline.findings}
-    return tuple(finding for finding in findings if (finding.code, frozenset(finding.sites)) not in known)
+def not_in(baseline: Document, findings: Collection[Finding]) -> tuple[Finding, ...]:
+    """The findings of which the baseline lacks a site, or has it as less severe; causes do not matter."""
+    known: dict[tuple[str, str], int] = {}
+    for finding in baseline.findings:
+        for site in finding.sites:
+            key, rank = (finding.code, site), SEVERITIES.index(finding.severity)
+            known[key] = min(rank, known.get(key, rank))
+
+    def is_new(finding: Finding) -> bool:
+        rank = SEVERITIES.index(finding.severity)
+        return any(known.get((finding.code, site), len(SEVERITIES)) > rank for site in finding.sites)
+
+    return tuple(finding for finding in findings if is_new(finding))
 
 
 def _counts(finding: Finding, fail_on: str) -> bool:

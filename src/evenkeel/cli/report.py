@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from ..errors import NothingMeasuredError
 from ..schema import Document, clean_name
-from .output import add_output_options, finish, read_document
+from .output import add_output_options, chosen, finish, read_document, without
+
+if TYPE_CHECKING:
+    from ..settings import Settings
 
 SUMMARY = "show what a record or a JSON document says"
 
@@ -19,10 +23,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw the report; the exit code says whether a finding counts."""
-    document = read_document(arguments.record) if _is_json(arguments.record) else _judged(arguments.record)
+    policy = chosen(arguments)
+    if _is_json(arguments.record):
+        document = without(read_document(arguments.record), policy.settings.ignore)
+    else:
+        document = _judged(arguments.record, policy.settings)
     if not document.readings and not document.findings:
         raise NothingMeasuredError(f"{clean_name(arguments.record)} holds no measured step; watch at least one step")
-    return finish(document, arguments)
+    return finish(document, arguments, policy)
 
 
 def _is_json(path: str) -> bool:
@@ -34,9 +42,9 @@ def _is_json(path: str) -> bool:
         return False
 
 
-def _judged(path: str) -> Document:
+def _judged(path: str, settings: Settings) -> Document:
     from ..diagnosis import judge
     from ..records import Record
 
     with Record.open(path) as record:
-        return judge(record)
+        return judge(record, settings)

@@ -5,34 +5,37 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from ..rules import RULES, Example, Rule, apply
+from ..rules import RULES, Override, Rule
+from ..settings import Settings
 
 SUMMARY = "list the rules, or show the page of one"
 
 _WIDEST = 100
-_INDENT = "  "
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("code", nargs="?", metavar="CODE", help="show this rule's page (for example ACT101)")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="how to print (default: text)")
+    parser.add_argument(
+        "--config", metavar="FILE", help="settings in [tool.evenkeel] there (default: the nearest pyproject.toml's)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the catalogue or one page; raises UsageError for an unknown code."""
     rules = list(RULES.values()) if arguments.code is None else [RULES[arguments.code.upper()]]
+    settings = Settings.nearest() if arguments.config is None else Settings.from_file(arguments.config)
     if arguments.format == "json":
-        described = [_described(rule) for rule in rules]
+        described = [_described(rule, settings.rules.get(rule.code, Override())) for rule in rules]
         print(json.dumps(described if arguments.code is None else described[0], indent=2, ensure_ascii=False))
     elif arguments.code is None:
         print("\n".join(_listed(rules)))
     else:
-        print("\n".join(_page(rules[0], min(shutil.get_terminal_size().columns, _WIDEST))))
+        print(_page(rules[0], settings))
     return 0
 
 
@@ -44,62 +47,17 @@ def _listed(rules: list[Rule]) -> Iterator[str]:
     yield "evenkeel rules CODE shows what a rule measures, its bound, and what to do."
 
 
-def _page(rule: Rule, width: int) -> Iterator[str]:
-    def paragraph(title: str, text: str) -> Iterator[str]:
-        yield ""
-        yield title
-        yield _wrapped(text, width, _INDENT, _INDENT)
+def _page(rule: Rule, settings: Settings) -> str:
+    from ..report.rule_page import as_text, page
 
-    yield f"{rule.code} {rule.name}"
-    yield from paragraph("Measures", rule.measures)
-    yield from paragraph("Needs", _needs(rule))
-    yield from paragraph("Severity", rule.severity)
-    yield from paragraph("Bound", rule.bound)
-    yield from paragraph("Why it matters", rule.why)
-    yield ""
-    yield "What to do"
-    for number, advice in enumerate(rule.advice, 1):
-        yield _wrapped(advice, width, f"{_INDENT}{number}. ", " " * 5)
-    if rule.change is not None:
-        yield from paragraph("Change", f"{rule.change.axis} = {rule.change.value}")
-    yield from paragraph("Try", rule.try_command)
-    if rule.claims:
-        yield from paragraph("Claims", ", ".join(rule.claims))
-    yield from paragraph("Source", rule.source)
-    yield ""
-    yield f"Example that fires: {rule.firing[0].about}"
-    yield from _drawn(rule, rule.firing[0], width)
+    width = min(shutil.get_terminal_size().columns, _WIDEST)
+    return as_text(rule, page(rule, RULES, override=settings.rules.get(rule.code), source=settings.source), width)
 
 
-def _wrapped(text: str, width: int, first: str, others: str) -> str:
-    return textwrap.fill(text, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
+def _described(rule: Rule, override: Override) -> dict[str, Any]:
+    from ..report.rule_page import measured_examples
 
-
-def _needs(rule: Rule) -> str:
-    if not rule.needs:
-        return "the log of a training run"
-    needs = (f"{need.stat}{_least(need.at_least)}" for need in rule.needs)
-    return f"{', '.join(needs)} of every {' or '.join(rule.kinds)}"
-
-
-def _least(at_least: float | None) -> str:
-    return "" if at_least is None else f" (at least {at_least:g})"
-
-
-def _drawn(rule: Rule, example: Example, width: int) -> Iterator[str]:
-    """The readings of an example and what the rule says to them."""
-    place = ("", 0)
-    for reading in example.measurements.readings:
-        if place != (reading.site, reading.step):
-            place = (reading.site, reading.step)
-            yield f"{_INDENT}{reading.site}, step {reading.step}"
-        yield f"{_INDENT * 2}{reading.stat}: {', '.join(f'{value:.4g}' for value in reading.values)}"
-    findings, _ = apply(rule, example.measurements)
-    for finding in findings:
-        yield _wrapped(f"{finding.severity}: {finding.message}", width, _INDENT, _INDENT * 2)
-
-
-def _described(rule: Rule) -> dict[str, Any]:
+    measured = measured_examples().get(rule.code)
     return {
         "code": rule.code,
         "rule": rule.name,
@@ -111,11 +69,19 @@ def _described(rule: Rule) -> dict[str, Any]:
         "measures": rule.measures,
         "severities": list(rule.severities),
         "severity": rule.severity,
+        "severity_set": override.severity,
         "bound": rule.bound,
+        "bounds": [
+            {"name": name, "value": override.bounds.get(name, value), "default": value}
+            for name, value in rule.bounds.items()
+        ],
+        "explains": list(rule.explains),
+        "explained_by": [code for code, other in RULES.items() if rule.code in other.explains],
         "why": rule.why,
         "advice": list(rule.advice),
         "change": rule.change.to_dict() if rule.change else None,
         "claims": list(rule.claims),
         "try": rule.try_command,
         "source": rule.source,
+        "example": None if measured is None else measured.to_dict(),
     }

@@ -24,6 +24,9 @@ class AttentionInstrument:
     max_logit. Over all visible scores: score_mean, score_std. masked_rows counts rows that see nothing. A mean over no
     rows is NaN (a head all of whose rows are masked); relative entropies are left out where no row can see two keys.
     score_scale, what products of queries and keys are multiplied by, and head_dim are there where a call tells them.
+    max_logit is infinite where scores that the model made by itself (no fused call) overflowed.
+    blind_rows: of the masked rows, those that are no padding by the mask either: where queries and keys are the same
+    tokens, a token that sees nothing and that nobody sees is padding.
     """
 
     kind: ClassVar[SiteKind] = "attention"
@@ -37,6 +40,7 @@ class AttentionInstrument:
     SOFTMAX_GAIN = Stat("softmax_gain", "1", axis="head")
     SINK_MASS = Stat("sink_mass", "share", axis="head")
     MASKED_ROWS = Stat("masked_rows", "rows", axis="head")
+    BLIND_ROWS = Stat("blind_rows", "rows", axis="head")
     SCORE_SCALE = Stat("score_scale", "1")
     HEAD_DIM = Stat("head_dim", "channels")
     stats: ClassVar[tuple[Stat, ...]] = (
@@ -50,12 +54,15 @@ class AttentionInstrument:
         SOFTMAX_GAIN,
         SINK_MASS,
         MASKED_ROWS,
+        BLIND_ROWS,
         SCORE_SCALE,
         HEAD_DIM,
     )
 
     def __init__(self) -> None:
         self._summary: AttentionSummary | None = None
+        self._blind: Tensor | None = None
+        self._overflowed: Tensor | None = None
         self._most_keys = 0
         self._scale: tuple[float, int] | None = None
 
@@ -63,6 +70,7 @@ class AttentionInstrument:
         assert isinstance(event, AttentionEvent)
         if event.scores is not None:
             queries, keys = event.scores.shape[2:]
+            self._note_overflow((event.scores == torch.inf).any(3).any(2).any(0))
             rows = score_statistics(event.scores, visible=event.visible)
         else:
             assert event.query is not None and event.key is not None
@@ -80,19 +88,25 @@ class AttentionInstrument:
             )
         if rows.visible.numel():
             most_keys = min(queries, keys) if event.causal else keys
-            self._take_in(AttentionSummary.of(rows, event.padded_queries), most_keys)
+            self._take_in(AttentionSummary.of(rows, event.padded_queries), most_keys, _blind(event, rows.visible, keys))
 
     def merge(self, other: AttentionInstrument) -> None:
         self._scale = self._scale or other._scale
-        if other._summary is not None:
-            self._take_in(other._summary, other._most_keys)
+        if other._overflowed is not None:
+            self._note_overflow(other._overflowed)
+        if other._summary is not None and other._blind is not None:
+            self._take_in(other._summary, other._most_keys, other._blind)
 
-    def _take_in(self, new: AttentionSummary, most_keys: int) -> None:
+    def _note_overflow(self, heads: Tensor) -> None:
+        self._overflowed = heads if self._overflowed is None else self._overflowed | heads
+
+    def _take_in(self, new: AttentionSummary, most_keys: int, blind: Tensor) -> None:
+        self._blind = blind if self._blind is None else self._blind + blind
         self._most_keys = max(self._most_keys, most_keys)
         self._summary = new if self._summary is None else self._summary.merged(new)
 
     def read(self) -> Mapping[Stat, Tensor]:
-        if self._summary is None:
+        if self._summary is None or self._blind is None:
             return {}
         summary = self._summary
         found = {
@@ -105,11 +119,42 @@ class AttentionInstrument:
             several = summary.several
             found[self.ENTROPY_RELATIVE] = summary.relative_entropy / several
             found[self.ENTROPY_RELATIVE_MIN] = torch.where(several > 0, summary.least_relative_entropy, torch.nan)
-        found[self.MAX_LOGIT] = torch.where(summary.rows > 0, summary.maximum, torch.nan)
+        largest = torch.where(summary.rows > 0, summary.maximum, torch.nan)
+        if self._overflowed is not None:
+            largest = torch.where(self._overflowed, torch.inf, largest)
+        found[self.MAX_LOGIT] = largest
         found[self.SCORE_MEAN] = summary.score_mean
         found[self.SCORE_STD] = (summary.score_deviation / summary.scores).sqrt()
         found[self.MASKED_ROWS] = summary.masked
+        found[self.BLIND_ROWS] = self._blind
         if self._scale is not None:
             scale, dim = (torch.full_like(summary.maximum[0], float(number)) for number in self._scale)
             found |= {self.SCORE_SCALE: scale, self.HEAD_DIM: dim}
         return found
+
+
+def _blind(event: AttentionEvent, visible: Tensor, keys: int) -> Tensor:
+    """How many queries of each head see nothing though they are no padding; visible: (batch, heads, queries)."""
+    blind = visible == 0
+    if event.padded_queries is not None:
+        blind = blind & ~event.padded_queries[:, None]
+    unseen = _seen_by_nobody(event) if visible.shape[2] == keys else None
+    if unseen is not None:
+        blind = blind & ~unseen
+    return blind.sum((0, 2)).double()
+
+
+def _seen_by_nobody(event: AttentionEvent) -> Tensor | None:
+    """Which keys the mask hides from every query, (batch or 1, heads or 1, keys); None without a mask."""
+    mask = event.mask if event.scores is None else event.visible
+    if mask is None and event.scores is not None:
+        mask = event.scores[:, :1]  # what is padding is padding to every head
+    if mask is None or mask.dim() < 2:
+        return None
+    shown = mask if mask.dtype == torch.bool else mask > _hidden_below(mask.dtype)
+    return ~shown[(None,) * (4 - shown.dim())].any(2)
+
+
+def _hidden_below(dtype: torch.dtype) -> float:
+    """What models add to hide a key: at the least BERT's -10,000, at the most the dtype's minimum."""
+    return max(torch.finfo(dtype).min / 2, -9.9e3)

@@ -18,8 +18,9 @@ class GateInstrument:
     """Of `product = a·up`, with the gate's activated values a.
 
     gate_open_share: |a| above half of a's rms. selectivity: the variance of a between tokens within a channel, averaged
-    over channels, as a share of all variance of a. product_absmax; product_kurtosis, 3 for a normal distribution.
-    dead_channel_share: channels where a is 0 for every token. tokens: values seen per channel.
+    over channels, as a share of all variance of a; token_share: the same as a share of a's energy E[a^2], of which
+    activated_rms is the root. product_absmax; product_kurtosis, 3 for a normal distribution. dead_channel_share:
+    channels where a is 0 for every token. tokens: values seen per channel.
     """
 
     kind: ClassVar[SiteKind] = "gate"
@@ -30,6 +31,8 @@ class GateInstrument:
         Stat("product_kurtosis", "1"),
         Stat("dead_channel_share", "share"),
         Stat("tokens", "count"),
+        Stat("activated_rms", "1"),
+        Stat("token_share", "share"),
     )
 
     def __init__(self) -> None:
@@ -61,7 +64,8 @@ class GateInstrument:
         overall = gate.mean.mean()
         within = gate.variance.mean()
         variance = within + (gate.mean - overall).square().mean()
-        open_share = self._sizes.share_above(0.5 * (variance + overall.square()).sqrt())
+        energy = variance + overall.square()
+        open_share = self._sizes.share_above(0.5 * energy.sqrt())
         largest = torch.where(product.infinite > 0, torch.inf, product.absolute_maximum)
         odd = gate.nan + gate.infinite
         values = (
@@ -71,5 +75,7 @@ class GateInstrument:
             torch.where(product.nan + product.infinite > 0, torch.nan, product.kurtosis),
             ((gate.absolute_maximum == 0) & (odd == 0)).double().mean(),
             (gate.count + odd).flatten()[0],
+            torch.where(odd.sum() > 0, torch.nan, energy.sqrt()),
+            torch.where(odd.sum() > 0, torch.nan, torch.where(energy == 0, 0, within / energy)),
         )
         return dict(zip(self.stats, values, strict=True))

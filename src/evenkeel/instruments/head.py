@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..functional._sums import TEMPERATURES, logit_statistics
 from ..schema import SiteKind
@@ -15,15 +16,21 @@ from ._protocol import Stat
 
 _BINS = 15
 _SAMPLE = 2**21  # logits a call on which temperatures are tried
+_SUMMED = 64  # rows a call that are added up: logits whose rows all sum to 1 need no more witnesses
+_ROUNDED = 1e-3  # how far a softmax's sum may be from 1 however many classes there are; in narrow dtypes farther
 
 
 class HeadInstrument:
     """Over all rows whose target is not ignored (all rows where there are no targets), in nats and logits.
 
-    Without targets: logsumexp_mean, logit_absmax, entropy, top_probability. With targets also loss, accuracy, ece
-    (15 equal bins of the top probability, Guo et al. 2017), and optimal_temperature: of 25 temperatures from 1/4 to 4,
-    a sixth of an octave apart, the one with the smallest loss over an even sample of each call's rows (all rows up to
-    2 million logits, beyond that at least 64).
+    Without targets: logsumexp_mean, logit_absmax, entropy, top_probability, classes, and probability_share: of an even
+    sample of each call's rows (at most 64), the share that are distributions already, entries in [0, 1] and sum 1.
+    With targets also loss, accuracy, ece (15 equal bins of the top probability, Guo et al. 2017), and
+    optimal_temperature: of 25 temperatures from 1/4 to 4, a sixth of an octave apart, the one with the smallest loss
+    over an even sample of each call's rows (all rows up to 2 million logits, beyond that at least 64);
+    temperature_gain: how far that loss lies below the sample's own. target_entropy: of the classes' shares of all
+    targets, what knowing nothing but these would cost. echo_share: of the rows behind another, the share whose largest
+    logit is that of the row before's target, the token that was just read where the next one is asked for.
     """
 
     kind: ClassVar[SiteKind] = "head"
@@ -37,6 +44,11 @@ class HeadInstrument:
         Stat("ece", "share"),
         Stat("optimal_temperature", "1"),
         Stat("tokens", "count"),
+        Stat("classes", "count"),
+        Stat("probability_share", "share"),
+        Stat("temperature_gain", "nats"),
+        Stat("target_entropy", "nats"),
+        Stat("echo_share", "share"),
     )
 
     def __init__(self) -> None:
@@ -44,7 +56,8 @@ class HeadInstrument:
         self._with_targets = False
 
     def observe(self, event: Event) -> None:
-        assert isinstance(event, HeadEvent)
+        if not isinstance(event, HeadEvent):
+            return
         rows, classes = event.logits.shape
         if event.logits.numel() == 0:
             return
@@ -60,8 +73,13 @@ class HeadInstrument:
         described, heated = logit_statistics(event.logits, every)
         below_top = event.logits.gather(1, safe.unsqueeze(1)).squeeze(1).double() - described[:, 2]
         self._take_in(_sums(safe, wanted, below_top, described))
+        self._take_in(_distributions(event.logits, wanted, described))
+        self._take_in({"classes": torch.zeros_like(described[0, 0]) + classes})
         if every:
+            counts = described.new_zeros(classes).scatter_add_(0, safe, wanted.double())
             self._take_in({"temperature_loss": _losses(below_top[::every], wanted[::every], heated)})
+            self._take_in({"temperature_rows": wanted[::every].sum().double(), "targets": counts})
+            self._take_in(_echoes(safe, wanted, described[:, 0]))
 
     def merge(self, other: HeadInstrument) -> None:
         self._with_targets = self._with_targets or other._with_targets
@@ -70,10 +88,8 @@ class HeadInstrument:
 
     def _take_in(self, sums: dict[str, Tensor]) -> None:
         own = self._sums or {}
-        found = {name: own[name] + value if name in own else value for name, value in sums.items()}
-        if "absmax" in own and "absmax" in sums:
-            found["absmax"] = torch.maximum(own["absmax"], sums["absmax"])
-        self._sums = own | found
+        merged = {name: _MERGES.get(name, torch.add)(own[name], sums[name]) for name in own.keys() & sums.keys()}
+        self._sums = own | sums | merged
 
     def read(self) -> Mapping[Stat, Tensor]:
         if self._sums is None:
@@ -85,13 +101,19 @@ class HeadInstrument:
             "entropy": sums["entropy"] / rows,
             "top_probability": sums["top"] / rows,
             "tokens": rows,
+            "classes": sums["classes"],
+            "probability_share": sums["distributions"] / sums["sampled"],
         }
         if self._with_targets:
             values["loss"] = sums["loss"] / rows
             values["accuracy"] = sums["correct"] / rows
             values["ece"] = (sums["bin_correct"] - sums["bin_top"]).abs().sum() / rows
             grid = torch.tensor(TEMPERATURES, dtype=torch.float64, device=rows.device)
-            values["optimal_temperature"] = grid.gather(0, sums["temperature_loss"].argmin(keepdim=True)).squeeze(0)
+            tried, targets = sums["temperature_loss"], sums["targets"]
+            values["optimal_temperature"] = grid.gather(0, tried.argmin(keepdim=True)).squeeze(0)
+            values["temperature_gain"] = (tried[TEMPERATURES.index(1.0)] - tried.amin()) / sums["temperature_rows"]
+            values["echo_share"] = sums["echoes"] / sums["followers"]
+            values["target_entropy"] = rows.log() - torch.xlogy(targets, targets).sum() / rows
         return {stat: values[stat.name] for stat in self.stats if stat.name in values}
 
 
@@ -120,6 +142,33 @@ def _sums(targets: Tensor, wanted: Tensor, at_target: Tensor, described: Tensor)
         "bin_correct": binned(correct),
         "bin_top": binned(top),
     }
+
+
+def _distributions(logits: Tensor, wanted: Tensor, described: Tensor) -> dict[str, Tensor]:
+    """How many rows of an even sample are probabilities already."""
+    every = -(-len(logits) // _SUMMED)
+    totals = logits[::every].sum(-1, dtype=torch.float64)
+    lowest, highest = described[::every, 1], described[::every, 2]
+    close = (totals - 1).abs() <= max(_ROUNDED, 4 * torch.finfo(logits.dtype).eps)
+    found = close & (lowest >= 0) & (highest <= 1) & wanted[::every]
+    return {"distributions": found.sum().double(), "sampled": wanted[::every].sum().double()}
+
+
+def _echoes(targets: Tensor, wanted: Tensor, choice: Tensor) -> dict[str, Tensor]:
+    """How many rows choose the target of the row before them."""
+    followers = wanted[1:] & wanted[:-1]
+    echoes = followers & (choice[1:] == targets[:-1])
+    return {"echoes": echoes.sum().double(), "followers": followers.sum().double()}
+
+
+def _with_room(first: Tensor, second: Tensor) -> Tensor:
+    """The sum of two counts of classes, one of which may know more classes."""
+    size = max(len(first), len(second))
+    return pad(first, (0, size - len(first))) + pad(second, (0, size - len(second)))
+
+
+_MERGES = {"absmax": torch.maximum, "classes": torch.maximum, "targets": _with_room}
+"""How two of a sum become one; the others are added."""
 
 
 def _losses(at_target: Tensor, wanted: Tensor, heated: Tensor) -> Tensor:

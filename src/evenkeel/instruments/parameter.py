@@ -18,16 +18,41 @@ class ParameterInstrument:
     """gradient_rms (before clipping), weight_rms, and update_ratio, the rms of a step's update over the weight's rms.
 
     No update of a weight of zeros has ratio 0, any other update of one has ratio infinity.
+    elements: how many it has. Of linear maps also gain = weight_rms * (inputs * outputs)^(1/4), by which independent
+    weights change the size of what they are applied to, forward and backward taken together.
+    Of optimizers: in_optimizer, 1 where one holds the parameter and 0 where none does; its learning_rate, and
+    planned_learning_rate, the largest of it and those that its scheduler has set down; and changed_share, of the
+    elements that have a gradient the share that a step gave another value (16-bit weights only).
     """
 
     kind: ClassVar[SiteKind] = "parameter"
     GRADIENT_RMS = Stat("gradient_rms", "1", phase="backward")
     WEIGHT_RMS = Stat("weight_rms", "1")
     UPDATE_RATIO = Stat("update_ratio", "1", phase="update")
-    stats: ClassVar[tuple[Stat, ...]] = (GRADIENT_RMS, WEIGHT_RMS, UPDATE_RATIO)
+    GAIN = Stat("gain", "1")
+    ELEMENTS = Stat("elements", "count")
+    IN_OPTIMIZER = Stat("in_optimizer", "1", phase="update")
+    LEARNING_RATE = Stat("learning_rate", "1", phase="update")
+    PLANNED_RATE = Stat("planned_learning_rate", "1", phase="update")
+    CHANGED_SHARE = Stat("changed_share", "share", phase="update")
+    stats: ClassVar[tuple[Stat, ...]] = (
+        GRADIENT_RMS,
+        WEIGHT_RMS,
+        UPDATE_RATIO,
+        GAIN,
+        ELEMENTS,
+        IN_OPTIMIZER,
+        LEARNING_RATE,
+        PLANNED_RATE,
+        CHANGED_SHARE,
+    )
 
     def __init__(self) -> None:
         self._mean_squares: dict[str, tuple[Tensor, int]] = {}
+        self._width = 0.0
+        self._elements = 0
+        self._changed: Tensor | None = None
+        self._optimizer: dict[Stat, Tensor] = {}
 
     def observe(self, event: Event) -> None:
         assert isinstance(event, ParameterEvent)
@@ -35,15 +60,31 @@ class ParameterInstrument:
             values = getattr(event, name)
             if values is not None:
                 self._add(name, sizes(values)[0] / max(1, values.numel()), 1)
+        if event.weight is not None:
+            self._width, self._elements = event.width, event.weight.numel()
+        if event.changed is not None:
+            self._count(event.changed)
+        if event.optimized is not None:
+            self._optimizer[self.IN_OPTIMIZER] = torch.tensor(float(event.optimized))
+        if event.learning_rate is not None and event.planned_rate is not None:
+            self._optimizer |= {self.LEARNING_RATE: event.learning_rate, self.PLANNED_RATE: event.planned_rate}
 
     def merge(self, other: ParameterInstrument) -> None:
         for name, (total, count) in other._mean_squares.items():
             self._add(name, total, count)
+        if other._elements:
+            self._width, self._elements = other._width, other._elements
+        if other._changed is not None:
+            self._count(other._changed)
+        self._optimizer |= other._optimizer
 
     def _add(self, name: str, total: Tensor, count: int) -> None:
         if name in self._mean_squares:
             total, count = total + self._mean_squares[name][0], count + self._mean_squares[name][1]
         self._mean_squares[name] = (total, count)
+
+    def _count(self, changed: Tensor) -> None:
+        self._changed = changed if self._changed is None else self._changed + changed
 
     def read(self) -> Mapping[Stat, Tensor]:
         rms = {name: (total / count).sqrt() for name, (total, count) in self._mean_squares.items()}
@@ -52,6 +93,11 @@ class ParameterInstrument:
             found[self.GRADIENT_RMS] = rms["gradient"]
         if "weight" in rms:
             found[self.WEIGHT_RMS] = rms["weight"]
+            found[self.ELEMENTS] = torch.full_like(rms["weight"], self._elements)
+            if self._width:
+                found[self.GAIN] = rms["weight"] * self._width**0.5
         if "update" in rms:
             found[self.UPDATE_RATIO] = torch.where(rms["update"] == 0, 0, rms["update"] / rms["weight"])
-        return found
+        if self._changed is not None:
+            found[self.CHANGED_SHARE] = self._changed[0] / self._changed[1].clamp(min=1)
+        return {**found, **self._optimizer}

@@ -16,27 +16,34 @@ from ._protocol import Stat
 class RouterInstrument:
     """load_entropy_relative: the entropy of the experts' shares of all choices over log(experts).
 
-    top_share: the largest of these shares.
+    top_share: the largest of these shares. experts: how many there are; chosen_per_token: how many of them each token
+    takes; tokens: how many chose.
     """
 
     kind: ClassVar[SiteKind] = "router"
     LOAD_ENTROPY = Stat("load_entropy_relative", "share")
     TOP_SHARE = Stat("top_share", "share")
-    stats: ClassVar[tuple[Stat, ...]] = (LOAD_ENTROPY, TOP_SHARE)
+    EXPERTS = Stat("experts", "count")
+    CHOSEN = Stat("chosen_per_token", "experts")
+    TOKENS = Stat("tokens", "count")
+    stats: ClassVar[tuple[Stat, ...]] = (LOAD_ENTROPY, TOP_SHARE, EXPERTS, CHOSEN, TOKENS)
 
     def __init__(self) -> None:
         self._load: Tensor | None = None
+        self._tokens = 0
 
     def observe(self, event: Event) -> None:
         assert isinstance(event, RouterEvent)
         if event.chosen.numel() == 0:
             return
+        self._tokens += event.chosen.shape[0]
         chosen = event.chosen.reshape(-1)
         load = torch.zeros(event.experts, dtype=torch.float64, device=chosen.device)
         load.scatter_add_(0, chosen, torch.ones_like(chosen, dtype=torch.float64))
         self._load = load if self._load is None else self._load + load
 
     def merge(self, other: RouterInstrument) -> None:
+        self._tokens += other._tokens
         if other._load is not None:
             self._load = other._load if self._load is None else self._load + other._load
 
@@ -46,4 +53,11 @@ class RouterInstrument:
         share = self._load / self._load.sum()
         entropy = -torch.xlogy(share, share).sum()
         experts = torch.full_like(entropy, float(max(2, share.numel())))
-        return {self.LOAD_ENTROPY: entropy / experts.log(), self.TOP_SHARE: share.max()}
+        tokens = torch.full_like(entropy, float(self._tokens))
+        return {
+            self.LOAD_ENTROPY: entropy / experts.log(),
+            self.TOP_SHARE: share.max(),
+            self.EXPERTS: torch.full_like(entropy, float(share.numel())),
+            self.CHOSEN: self._load.sum() / tokens,
+            self.TOKENS: tokens,
+        }

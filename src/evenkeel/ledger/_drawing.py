@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator
 
+from ..rules import RULES
 from ._claim import Bound, Claim, Language, MeasuredClaim, Role, Stance, Text, Verdict
 from ._documents import DOCUMENTS
 
@@ -109,7 +110,9 @@ def _page(item: MeasuredClaim, language: Language, width: int) -> Iterator[str]:
     if claim.citations:
         yield from section(_CITED, (paragraph(line) for line in cited(claim, language)))
     if claim.rules:
-        yield from section(_RULES, [paragraph(", ".join(claim.rules))])
+        yield from section(
+            _RULES, (paragraph(f"{code} {RULES[code].name}: evenkeel rules {code}") for code in claim.rules)
+        )
     if claim.ops:
         yield from section(_OPS, [paragraph(", ".join(claim.ops))])
     yield from section(_SOURCE, [paragraph(claim.source)])

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..schema import Reading, Site, SiteKind, clean_name
+from .quantities import count
 
 _PLACES: tuple[SiteKind, ...] = ("activation", "gate", "attention", "router", "recurrence", "residual")
 _UNNUMBERED = ("",)  # stands for all places without a number in their path
@@ -69,6 +70,14 @@ def _part(choices: frozenset[str]) -> str:
         else:
             runs.append([value])
     return "{" + ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs) + "}"
+
+
+def where(site_ids: Iterable[str], *, most: int = 12) -> str:
+    """The paths of some site ids, those that differ in numbers only as one; beyond `most` they are only counted."""
+    paths = compress(site_id.rsplit(":", 1)[0] for site_id in site_ids)
+    named = [path or "the whole model" for path in paths[:most]]
+    rest = [count(len(paths) - len(named), "more place")] if len(paths) > len(named) else []
+    return ", ".join([*named, *rest])
 
 
 def latest(readings: Iterable[Reading]) -> Latest:

@@ -17,13 +17,11 @@ from rich.text import Text
 
 from ..schema import SEVERITIES, Document, Finding, Severity, Site, clean_name, printable
 from .blocks import COLUMNS, MARKS, Column, filled, fitting, marks, worst
-from .places import Latest, Row, Stack, compress, latest, stacks
+from .places import Latest, Row, Stack, latest, stacks, where
 from .quantities import count, number, parameters, quantity, share
 from .table import STYLES, Cell, Table
 
 WIDTH = 80
-
-_LONGEST_LIST = 12  # places named in one line before the rest is only counted
 
 _PLURALS: dict[Severity, str] = {"error": "errors", "warning": "warnings", "info": "info"}
 
@@ -180,18 +178,47 @@ def _head_numbers(site: Site, newest: Latest) -> Iterator[tuple[str, str]]:
 
 
 def _findings(findings: Sequence[Finding], new: Collection[Finding] | None) -> Iterator[Group]:
-    for finding in findings:
+    """Each main finding in full, and what follows from it in a line each; the group with the worst comes first."""
+    groups = _by_cause(findings)
+    for group in sorted(groups, key=lambda group: min(SEVERITIES.index(item.severity) for item in group)):
+        finding, *consequences = group
         line = Text()
         line.append(f"{MARKS[finding.severity]} {finding.severity} ", STYLES[finding.severity])
         line.append(printable(f"{finding.code} {finding.rule}"), "bold")
-        if new is not None:
-            line.append(" (new)" if finding in new else " (in the baseline)", "dim")
-        details = _grid(_details(finding))
+        line.append(_news(finding, new), "dim")
+        details = _grid([*_details(finding), *_consequences(consequences, new)])
         yield Group(line, _safe(finding.message), *([details] if details else []))
 
 
+def _by_cause(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """Each main finding with its consequences; one whose cause is not among them stands by itself."""
+    groups: dict[str, list[Finding]] = {}
+    main = {finding.code for finding in findings if not finding.cause}
+    found = []
+    for finding in findings:
+        if finding.cause not in main:
+            found.append(group := [finding])
+            groups.setdefault(finding.code, group)
+    for finding in findings:
+        if finding.cause in main:
+            groups[finding.cause].append(finding)
+    return found
+
+
+def _news(finding: Finding, new: Collection[Finding] | None) -> str:
+    return "" if new is None else " (new)" if finding in new else " (in the baseline)"
+
+
+def _consequences(findings: Sequence[Finding], new: Collection[Finding] | None) -> Iterator[tuple[str, Text]]:
+    for label, finding in zip(("  follows", *[""] * len(findings)), findings, strict=False):
+        line = Text(f"{MARKS[finding.severity]} ", STYLES[finding.severity])
+        line.append(printable(f"{finding.code} {finding.rule}: {where(finding.sites, most=2)}"), "default")
+        line.append(_news(finding, new), "dim")
+        yield label, line
+
+
 def _details(finding: Finding) -> Iterator[tuple[str, Text]]:
-    yield "  where", _safe(_where(finding.sites))
+    yield "  where", _safe(where(finding.sites))
     for evidence in finding.evidence:
         value, bound = (quantity(amount, evidence.unit) for amount in (evidence.value, evidence.bound))
         yield "  measured", _safe(f"{evidence.stat} {value}; bound {bound}")
@@ -208,21 +235,13 @@ def _details(finding: Finding) -> Iterator[tuple[str, Text]]:
         yield "  claims", _safe(", ".join(finding.claims))
 
 
-def _where(site_ids: Iterable[str]) -> str:
-    """The paths of some site ids, those that differ in numbers only as one."""
-    paths = compress(site_id.rsplit(":", 1)[0] for site_id in site_ids)
-    named = [path or "the whole model" for path in paths[:_LONGEST_LIST]]
-    rest = [count(len(paths) - len(named), "more place")] if len(paths) > len(named) else []
-    return ", ".join([*named, *rest])
-
-
 def _missing(document: Document) -> Grid | None:
     """What could not be measured, grouped by reason; and the rules that could not be judged for it."""
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for site in document.sites:
         if site.status != "measured":
             groups[site.status.replace("_", " "), site.reason].append(site.id)
-    rows = [(status, _safe(f"{_where(ids)}: {reason}")) for (status, reason), ids in groups.items()]
+    rows = [(status, _safe(f"{where(ids)}: {reason}")) for (status, reason), ids in groups.items()]
     unjudged = [status.code for status in document.rules if status.status == "not_measured"]
     if unjudged:
         rows.append(("not judged", _safe(f"{', '.join(unjudged)}: readings missing, too few, or NaN")))
@@ -232,6 +251,9 @@ def _missing(document: Document) -> Grid | None:
 def _closing(document: Document, new: Collection[Finding] | None) -> Text:
     found = Counter(finding.severity for finding in document.findings)
     parts = [count(found[severity], severity, _PLURALS[severity]) for severity in SEVERITIES if found[severity]]
+    follow = sum(len(group) - 1 for group in _by_cause(document.findings))
+    if follow:
+        parts.append(f"{follow} of them {'a consequence' if follow == 1 else 'consequences'}")
     new_part = [f"{len(new)} new"] if new is not None else []
     outcomes = Counter(status.status for status in document.rules)
     rules = [

@@ -17,7 +17,7 @@ def with_causes(findings: Sequence[Finding], rules: Mapping[str, Rule], sites: S
     one that is itself a main finding, the worst and then the first counts. `explains` has no circles, so there always
     is a main finding.
     """
-    place = {site.id: index for index, site in enumerate(sites)}
+    place = {site.id: index for index, site in enumerate(sites) if site.kind != "parameter"}  # weights act anywhere
     causes: dict[int, Finding] = {}
 
     def main(index: int) -> Finding:

@@ -32,7 +32,14 @@ class Example:
     measurements: Measurements
 
 
-def at(address: str, *, step: int = 0, backward: Mapping[str, Values] | None = None, **forward: Values) -> Place:
+def at(
+    address: str,
+    *,
+    step: int = 0,
+    backward: Mapping[str, Values] | None = None,
+    update: Mapping[str, Values] | None = None,
+    **forward: Values,
+) -> Place:
     """Readings at the site `path:kind.op`: `at("layers.0:residual.block", backward={"gradient_rms": 0.1})`.
 
     A tuple of values runs over heads. Raises UsageError for an address of another form.
@@ -42,7 +49,11 @@ def at(address: str, *, step: int = 0, backward: Mapping[str, Values] | None = N
     if kind not in SITE_KINDS or not op:
         raise UsageError(f"{address!r} is no address of a site; write path:kind.op")
     site = Site(path=path, kind=cast(SiteKind, kind), op=op)
-    given: tuple[tuple[Phase, Mapping[str, Values]], ...] = (("forward", forward), ("backward", backward or {}))
+    given: tuple[tuple[Phase, Mapping[str, Values]], ...] = (
+        ("forward", forward),
+        ("backward", backward or {}),
+        ("update", update or {}),
+    )
     readings = tuple(
         Reading(
             site=site.id,

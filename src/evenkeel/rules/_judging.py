@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 
 from ..schema import (
     SEVERITIES,
@@ -25,10 +26,26 @@ from ._rule import Bounds, Case, Rule
 
 @dataclass(frozen=True, kw_only=True)
 class Override:
-    """What a project sets otherwise than a rule does: some of its bounds, the severity of all its findings."""
+    """What a project sets otherwise than a rule does.
+
+    bounds: some of its numbers, by name. severity: that of all its findings. silent_at: globs on ids or paths of the
+    sites at which nothing is found; a finding loses these sites, and is none where no site is left.
+    """
 
     bounds: Bounds = field(default_factory=dict)
     severity: Severity | None = None
+    silent_at: tuple[str, ...] = ()
+
+    def applied(self, case: Case) -> Case | None:
+        """A case as the project sees it; None where it is silent at all of its sites."""
+        sites = tuple(site for site in case.sites if not matches(self.silent_at, site.id))
+        return replace(case, sites=sites, severity=self.severity or case.severity) if sites else None
+
+
+def matches(globs: Iterable[str], site_id: str) -> bool:
+    """Whether a glob fits a site's id or its path: `layers.0.*` is all of a layer, `*.softmax` every softmax."""
+    path = site_id.rpartition(":")[0]
+    return any(fnmatchcase(site_id, glob) or fnmatchcase(path, glob) for glob in globs)
 
 
 _AS_IT_IS = Override()
@@ -95,10 +112,9 @@ def _has_nan(rule: Rule, measurements: Measurements, site: Site) -> bool:
 def _findings(
     rule: Rule, measurements: Measurements, sites: tuple[Site, ...], override: Override
 ) -> tuple[Finding, ...]:
-    cases = tuple(rule.judge(measurements, sites, {**rule.bounds, **override.bounds}))
-    if override.severity is not None:
-        cases = tuple(replace(case, severity=override.severity) for case in cases)
-    return tuple(_merged(rule, cases))
+    found = rule.judge(measurements, sites, {**rule.bounds, **override.bounds})
+    cases = (override.applied(case) for case in found)
+    return tuple(_merged(rule, tuple(case for case in cases if case is not None)))
 
 
 def _merged(rule: Rule, cases: tuple[Case, ...]) -> Iterator[Finding]:

@@ -79,6 +79,7 @@ ACT101 = Rule(
         "Lower the init scale or the learning rate of the layer in front, and check its bias.",
     ),
     change=Change("feedforward.activation", "silu"),
+    explains=("ACT102", "GLU201"),
     claims=("C01", "C03", "C09"),
     try_command="evenkeel demo",
     source="bound derived here; LeCun et al. 1998, Efficient BackProp; sparsity: Li et al. 2023, The Lazy Neuron "
@@ -197,6 +198,7 @@ ACT102 = Rule(
         "Re-initialise the dead channels.",
     ),
     change=Change("feedforward.activation", "silu"),
+    explains=("GLU201",),
     claims=("C03",),
     try_command="evenkeel rules ACT102",
     source="bound derived here; Voita, Ferrando and Nalmpantis 2023, Neurons in Large Language Models: Dead, N-gram, "

@@ -19,15 +19,17 @@ def _judge_scale(measurements: Measurements, sites: tuple[Site, ...], bounds: Bo
     for site in sites:
         scale, dim = (measurements.value(site, stat) for stat in ("score_scale", "head_dim"))
         usual = 1 / math.sqrt(dim)
-        if any(math.isclose(scale, rule, rel_tol=_SAME) for rule in (usual, 1 / dim, 1.0)):
+        by_dim = math.isclose(scale, 1 / dim, rel_tol=_SAME)
+        if any(math.isclose(scale, rule, rel_tol=_SAME) for rule in (usual, 1.0)):
             continue
-        outside = not 1 / dim < scale < 1
+        outside = not (by_dim or 1 / dim < scale < 1)
         yield Case(
             severity="warning" if outside else "info",
             sites=(site,),
             evidence=(Evidence(stat="score_scale", value=scale, bound=usual, unit="1"),),
             message=f"attention {site.path}: scores are multiplied by {scale:.4g}; at d = {dim:.0f} channels a head, "
-            f"1/√d is {usual:.4g}, 1/d is {1 / dim:.4g}, and T5's is 1",
+            f"1/√d is {usual:.4g}, 1/d is {1 / dim:.4g}, and T5's is 1"
+            + ("; 1/d is muP's and Granite's choice" if by_dim else ""),
             excess=abs(math.log(scale / usual)) if scale > 0 else math.inf,
         )
 
@@ -96,10 +98,11 @@ ARC701 = Rule(
     "taken together, beside the channels d of a head",
     severities=("warning", "info"),
     severity="info; warning where the scale is above 1 or below 1/d",
-    bound="1/√d, 1/d or 1, to 0.1%. 1/√d keeps the variance of independent products at 1 (Vaswani et al. 2017), 1/d "
-    "suits queries and keys that align (muP, Granite), and 1 is T5's, whose init holds the factor. Gemma 2's "
-    "1/√(d_model / heads) and YaRN's extra factor lie between 1/d and 1 and are told as info; beyond both ends no "
-    "released model is known.",
+    bound="1/√d or 1, to 0.1%. 1/√d keeps the variance of independent products at 1 (Vaswani et al. 2017), and 1 is "
+    "T5's, whose init holds the factor. 1/d suits queries and keys that align (muP, Granite) and makes attention "
+    "nearly uniform until they do; Gemma 2's 1/√(d_model / heads) and YaRN's extra factor lie between 1/d and 1. All "
+    "these are told as info; beyond both ends no released model is known.",
+    explains=("ATT301", "ATT302", "ATT303", "ATT304"),
     why="The scale sets how peaked attention is at initialisation: too large and the softmax is one-hot before "
     "anything is learned, too small and it is uniform.",
     advice=(
@@ -115,10 +118,10 @@ ARC701 = Rule(
             "the scale of another head size", at("layers.0.attn:attention.softmax", score_scale=0.25, head_dim=64.0)
         ),
         example("scores multiplied by √d", at("layers.0.attn:attention.softmax", score_scale=8.0, head_dim=64.0)),
+        example("1/d", at("layers.0.attn:attention.softmax", score_scale=0.015625, head_dim=64.0)),
     ),
     silent=(
         example("1/√d", at("layers.0.attn:attention.softmax", score_scale=0.125, head_dim=64.0)),
-        example("Granite's 1/d", at("layers.0.attn:attention.softmax", score_scale=0.015625, head_dim=64.0)),
         example("T5", at("layers.0.attn:attention.softmax", score_scale=1.0, head_dim=64.0)),
     ),
     judge=_judge_scale,

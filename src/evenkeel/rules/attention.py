@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator
 
-from ..schema import Change, Evidence, Site
+from ..schema import Change, Evidence, Site, StepLog
 from ._examples import at, example
 from ._measurements import Measurements
 from ._rule import Bounds, Case, Need, Rule
@@ -75,6 +76,7 @@ ATT301 = Rule(
         "Lower the learning rate of the query and key projections, or clip their growth (QK-clip).",
     ),
     change=Change("attention.qk_norm", True),
+    explains=("OUT403",),
     claims=("C15", "C17", "C41"),
     try_command="evenkeel demo",
     source="Zhai et al. 2023, Stabilizing Transformer Training by Preventing Attention Entropy Collapse; bound derived "
@@ -114,27 +116,32 @@ ATT301 = Rule(
 )
 
 
-def _has_learned(measurements: Measurements, left: float) -> bool:
+def _has_stalled(measurements: Measurements, bounds: Bounds) -> bool:
+    """Whether the loss came down and then stood still: a run's last quarter is hardly better than the one before."""
     losses = [entry.loss for entry in measurements.log if entry.loss is not None and math.isfinite(entry.loss)]
-    return len(losses) > 1 and losses[-1] < left * losses[0]
+    if len(losses) < bounds["steps"]:
+        return False
+    quarter = len(losses) // 4
+    before, last = statistics.median(losses[-2 * quarter : -quarter]), statistics.median(losses[-quarter:])
+    return last < bounds["loss_left"] * losses[0] and last > (1 - bounds["better"]) * before
 
 
 def _judge_uniform(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
-    learned, bound = _has_learned(measurements, bounds["loss_left"]), bounds["relative_entropy"]
+    stalled, bound = _has_stalled(measurements, bounds), bounds["relative_entropy"]
     for site in sites:
         relative = measurements.values(site, "entropy_relative")
         if min(relative) <= bound:
             continue
         spread = max(measurements.values(site, "score_std"))
         yield Case(
-            severity="warning" if learned else "info",
+            severity="warning" if stalled else "info",
             sites=(site,),
             evidence=(
                 Evidence(stat="entropy_relative", value=min(relative), bound=bound, unit="share of log(visible keys)"),
             ),
             message=f"attention {site.path}: every head averages over all visible keys (relative entropy at least "
             f"{min(relative):.4f}, bound {bound}; score deviation at most {spread:.2g})"
-            + (", though the loss has come down" if learned else "; normal at initialisation"),
+            + (", and the loss has stopped falling" if stalled else "; normal while a model is young"),
             excess=min(relative) - bound,
         )
 
@@ -148,11 +155,14 @@ ATT302 = Rule(
         "warning",
         "info",
     ),
-    severity="info; warning in a run whose loss has come down by a tenth or more",
-    bounds={"relative_entropy": 0.998, "loss_left": 0.9},
-    bound="relative entropy above 0.998 in every head of a layer. Scores of spread s lower it by s^2 / (2 ln n), so "
-    "s < 0.17 at n = 1024: strongly and weakly weighted keys (two standard deviations either way) then differ by less "
-    "than a factor of 2. At GPT-2's own init the scaled scores have a variance of 6/64: near uniform, and meant so.",
+    severity="info; warning in a run of at least 200 steps whose loss came down by a tenth or more and then stood "
+    "still: its last quarter is less than 1% better than the one before",
+    bounds={"relative_entropy": 0.998, "loss_left": 0.9, "steps": 200.0, "better": 0.01},
+    bound="relative entropy above 0.998 in every head of a layer. Scores of spread s lower it by s^2 / (2 ln n), so s "
+    "< 0.17 at n = 1024: strongly and weakly weighted keys (two standard deviations either way) then differ by less "
+    "than a factor of 2. At GPT-2's own init the scaled scores have a variance of 6/64: near uniform, and meant so. "
+    "What single tokens tell is learned first, with attention still uniform, so that a falling loss is no sign of "
+    "harm; one that stands is.",
     why="Attention that weighs all keys alike is a running mean: it moves no information from one place to another, "
     "and its queries and keys learn slowly.",
     advice=(
@@ -167,6 +177,11 @@ ATT302 = Rule(
         example(
             "scores divided by d_k once too often",
             at("layers.0.attn:attention.softmax", entropy_relative=(0.9991, 0.9995), score_std=(0.11, 0.08)),
+        ),
+        example(
+            "still uniform, and the loss has stopped falling",
+            at("layers.0.attn:attention.softmax", entropy_relative=(0.9991, 0.9995), score_std=(0.11, 0.08)),
+            log=tuple(StepLog(step=step, loss=max(3.3, 5.0 - 0.1 * step)) for step in range(200)),
         ),
     ),
     silent=(

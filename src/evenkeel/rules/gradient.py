@@ -1,4 +1,4 @@
-"""GRD5xx: gradients that vanish or explode on their way through the blocks."""
+"""GRD5xx: gradients that vanish or explode on their way through the blocks, or do not arrive."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..schema import Change, Evidence, Site
 from ._examples import Place, at, example
 from ._measurements import Measurements
 from ._rule import Bounds, Case, Need, Rule
+from ._stacks import stack_of
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,10 @@ def _stacks(measurements: Measurements, sites: tuple[Site, ...]) -> list[list[_B
         sites = sites[:-1]
     stacks: dict[str, list[_Block]] = defaultdict(list)
     for site in sites:
-        stack = stacks[_stack(site.path)]
+        stack = stacks[stack_of(site.path)]
         gradient = measurements.value(site, "gradient_rms", "backward")
         stack.append(_Block(site, len(stack), gradient, gradient * measurements.value(site, "residual_rms")))
     return list(stacks.values())
-
-
-def _stack(path: str) -> str:
-    """The path of the list that a block belongs to: `h.3` and `h.4` are of `h`."""
-    parts = path.split(".")
-    numbers = [place for place, part in enumerate(parts) if part.isdigit()]
-    return ".".join(parts[: numbers[-1]]) if numbers else path
 
 
 def _ratio(numerator: float, denominator: float) -> float:
@@ -117,6 +111,38 @@ def _judge_exploding(measurements: Measurements, sites: tuple[Site, ...], bounds
         found = [case for pair in combinations(live, 2) if (case := _exploded(*pair, bounds["grown"])) is not None]
         if found:
             yield min(found, key=lambda item: (item[0], -item[1].excess))[1]
+
+
+def _judge_cut(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
+    ran = [site.path for site in measurements.of_kind("module") if measurements.values(site, "nonfinite")]
+    order = {path: place for place, path in enumerate(ran)}
+    leaves = _leaves(ran)
+    blocks = [site.path for site in measurements.of_kind("residual")]
+    inside = [path for path in ran if any(path.startswith(block + ".") for block in blocks)]
+    start = min((order[path] for path in inside), default=len(ran))
+    concerned = {
+        site: order[module]
+        for site in sites
+        if (module := site.path.rpartition(".")[0]) in leaves and (module in inside or order[module] < start)
+    }
+    reached = [site for site in sites if measurements.history(site, "gradient_rms", "backward")]
+    cut = sorted((site for site in concerned if site not in reached), key=lambda site: -concerned[site])
+    if not reached or not any(site.path.rpartition(".")[0] in inside for site in cut):
+        return
+    yield Case(
+        severity="warning",
+        sites=tuple(cut),
+        evidence=(Evidence(stat="gradient_rms", value=0.0, bound=0.0, unit="matrices with a gradient"),),
+        message=f"{len(cut)} of {len(concerned)} trained matrices in and before the blocks ran and got no gradient at "
+        f"all, {cut[0].path} the last of them: its output, or what is computed from it, is detached; "
+        f"{len(reached)} others have one",
+        excess=len(cut),
+    )
+
+
+def _leaves(paths: list[str]) -> set[str]:
+    around = {path[:end] for path in paths for end, letter in enumerate(path) if letter == "."}
+    return set(paths) - around
 
 
 _NEEDS = (
@@ -224,4 +250,53 @@ GRD502 = Rule(
         ),
     ),
     judge=_judge_exploding,
+)
+
+
+def _trained(path: str, gradient: float | None) -> list[Place]:
+    """A linear map that ran, with its weight; its gradient, or None where there is none."""
+    backward = {} if gradient is None else {"gradient_rms": gradient}
+    return [
+        at(f"{path}:module.Linear", nonfinite=0.0),
+        at(f"{path}.weight:parameter.parameter", gain=0.6, backward=backward),
+    ]
+
+
+def _two_blocks(first: float | None, second: float | None) -> list[Place]:
+    return [
+        *_trained("layers.0.up", first),
+        at("layers.0:residual.block", residual_rms=1.0),
+        *_trained("layers.1.up", second),
+        at("layers.1:residual.block", residual_rms=1.0),
+    ]
+
+
+GRD503 = Rule(
+    code="GRD503",
+    name="no gradient for a part that runs",
+    needs=(Need(kind="parameter", stat="gain"),),
+    measures="which trainable matrices got no gradient in any measured step although the module that holds them ran, "
+    "in the blocks and in front of them, while others got one. A gradient of zeros is a gradient.",
+    severities=("warning",),
+    severity="warning",
+    bound="none. Frozen weights are not trainable; modules that did not run, and those behind the last block whose "
+    "output nobody used (BERT's pooler), need none; LoRA's A has a gradient of zeros while B is zero.",
+    explains=("GRD501", "RUN805"),
+    why="A detach, a no_grad or a conversion to numbers cuts the graph: everything in front of it on that path keeps "
+    "its initial weights, while the loss falls with the rest and looks sound.",
+    advice=(
+        "Look behind the module that is named: .detach(), .data, torch.no_grad(), .item(), NumPy, an argmax.",
+        "With reentrant checkpointing, give the block an input that needs a gradient, or use use_reentrant=False.",
+        "Freeze what is not to be trained: parameter.requires_grad_(False).",
+    ),
+    try_command="evenkeel rules GRD503",
+    source="torch.autograd's documentation: a parameter without a path to the loss has grad None",
+    firing=(example("a block whose branch is detached", *_two_blocks(0.01, None), *_trained("lm_head", 0.1)),),
+    silent=(
+        example("gradients everywhere", *_two_blocks(0.01, 0.02), *_trained("lm_head", 0.1)),
+        example("a gradient of zeros", *_two_blocks(0.0, 0.02), *_trained("lm_head", 0.1)),
+        example("a pooler that nobody uses", *_two_blocks(0.01, 0.02), *_trained("pooler.dense", None)),
+        example("no backward pass", *_two_blocks(None, None)),
+    ),
+    judge=_judge_cut,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ..schema import Evidence, Phase, Site
+from ..schema import Evidence, Site
 from ._examples import at, example
 from ._measurements import Measurements
 from ._rule import Bounds, Case, Need, Rule
@@ -13,30 +13,83 @@ from ._rule import Bounds, Case, Need, Rule
 
 def _judge_nonfinite(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     forward = [site for site in sites if measurements.value(site, "nonfinite") > 0]
-    backward = [site for site in reversed(sites) if measurements.value(site, "nonfinite", "backward") > 0]
+    broken = [site for site in measurements.of_kind("parameter") if not _finite(measurements, site, "weight_rms")]
     if forward:
-        yield _nonfinite(measurements, forward, "forward")
-    elif backward:
-        yield _nonfinite(measurements, backward, "backward")
+        first = forward[0]
+        count = measurements.value(first, "nonfinite")
+        inside = [site for site in broken if _is_of(site, first)] or (broken if len(broken) == 1 else [])
+        yield _nonfinite(
+            (first, *inside[:1]),
+            count,
+            f"{_named(first)} is the first of {len(forward)} modules whose output is not finite: {count:,.0f} values"
+            + (f"; so is its parameter {inside[0].path}" if inside else ""),
+        )
+    elif broken:
+        text = (
+            f"the parameter {broken[0].path} is not finite, the first of {len(broken)}; no output shows it on this data"
+        )
+        yield _nonfinite((broken[0],), len(broken), text)
+    elif (first := _first_in_backward(measurements)) is not None:
+        lost = sum(measurements.value(site, "nonfinite", "backward") > 0 for site in sites)
+        text = (
+            f"{_named(first)} is the first whose gradients are not finite: those that reach it are, those that leave "
+        )
+        yield _nonfinite((first,), max(1, lost), f"{text}it are not, and with them those of {lost} modules' outputs")
 
 
-def _nonfinite(measurements: Measurements, places: list[Site], phase: Phase) -> Case:
-    first = places[0]
-    count = measurements.value(first, "nonfinite", phase)
-    what = "output" if phase == "forward" else "output's gradient"
-    broken = [
-        site.path
+def _nonfinite(sites: tuple[Site, ...], count: float, message: str) -> Case:
+    evidence = Evidence(stat="nonfinite", value=count, bound=0.0, unit="values")
+    return Case(severity="error", sites=sites, evidence=(evidence,), message=message, excess=count)
+
+
+def _named(site: Site) -> str:
+    return f"{site.path or 'the model'} ({site.op})"
+
+
+def _is_of(parameter: Site, module: Site) -> bool:
+    return parameter.path.startswith(f"{module.path}." if module.path else "")
+
+
+def _first_in_backward(measurements: Measurements) -> Site | None:
+    """The module that got finite gradients and sent on others, to its input or to a parameter of its own.
+
+    Of several, which share an input, the last that ran. Where it is no single module, the code between modules did it:
+    that of a module with parts which took the first broken tensor, or else of the one that holds that tensor's maker.
+    """
+    modules = measurements.of_kind("module")
+    paths = {site.path for site in modules}
+    owners = {
+        site.path.rpartition(".")[0]: site
         for site in measurements.of_kind("parameter")
-        if site.path.rpartition(".")[0] == first.path and not _finite(measurements, site, "weight_rms")
-    ]
-    return Case(
-        severity="error",
-        sites=(first,),
-        evidence=(Evidence(stat="nonfinite", value=count, bound=0.0, unit="values"),),
-        message=f"{first.path or 'the model'} ({first.op}) is the first of {len(places)} modules whose {what} is not "
-        f"finite: {count:,.0f} values" + (f"; so is its parameter {broken[0]}" if broken else ""),
-        excess=count,
-    )
+        if any(not math.isfinite(value) for value in measurements.values(site, "gradient_rms", "backward"))
+    }
+
+    def sent(site: Site) -> bool:
+        return measurements.value(site, "nonfinite_input", "backward") > 0
+
+    def has_parts(site: Site) -> bool:
+        return any(path.startswith(f"{site.path}." if site.path else "") and path != site.path for path in paths)
+
+    broken = [site for site in modules if measurements.value(site, "nonfinite", "backward") > 0]
+    sound = [site for site in modules if site not in broken]
+    guilty = [site for site in sound if site.path in owners or (sent(site) and not has_parts(site))]
+    unseen = [site for path, site in owners.items() if path not in paths]  # a weight that a function takes by itself
+    if guilty:
+        return guilty[-1]
+    if not broken:
+        return unseen[-1] if unseen else None
+    first = broken[-1]
+    takers = [site for site in sound if sent(site) and not _holds(site, first)]
+    if takers:
+        return max(takers, key=lambda site: site.path.count("."))
+    if first.op == "inside":
+        return first
+    around = [site for site in modules if _holds(site, first)]
+    return max(around, key=lambda site: len(site.path), default=first)
+
+
+def _holds(site: Site, other: Site) -> bool:
+    return site.path != other.path and (not site.path or other.path.startswith(site.path + "."))
 
 
 def _finite(measurements: Measurements, site: Site, stat: str) -> bool:
@@ -50,8 +103,10 @@ NUM601 = Rule(
     measures="how many values of every module's output, and of the gradient that comes back to it, are NaN or infinite",
     severities=("error",),
     severity="error",
-    bound="0. Named is the first module in execution order; where the forward pass is clean, the first in the backward "
-    "pass.",
+    bound="0. Named is the first module in execution order whose output, or whose own code between its parts "
+    "(`inside`), is not finite; else a parameter that is not although no output shows it (a row that is never looked "
+    "up); where the forward pass is clean, the module that gets finite gradients in the backward pass and sends on "
+    "others.",
     why="One NaN or infinity reaches everything computed from it, and one optimizer step carries it into all weights.",
     advice=(
         "Look at the module that is named: its parameters first, then its inputs (NUM602 shows overflow coming).",

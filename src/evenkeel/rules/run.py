@@ -11,8 +11,8 @@ from ..schema import Evidence, Phase, Severity, Site, StepLog
 from ._examples import at, example
 from ._measurements import Measurements
 from ._rule import Bounds, Case, Rule
-
-RUN = Site(path="", kind="run", op="training")
+from ._training import rates
+from .course import RUN, RUN802, gradient_jumps
 
 _BEFORE = 16  # steps from which the loss before a spike is known
 _AFTER = 8  # steps from which the loss after it is known
@@ -48,7 +48,7 @@ def _judge_spike(measurements: Measurements, sites: tuple[Site, ...], bounds: Bo
             severity=_severity(log, place),
             sites=(RUN,) if move is None else (RUN, move.site),
             evidence=_evidence(entry, move),
-            message=_message(entry, log[:place], move),
+            message=_message(entry, log[:place], move) + _without_warmup(measurements),
             excess=math.inf if entry.jump is None else entry.jump,
         )
 
@@ -90,17 +90,30 @@ def _message(entry: StepLog, earlier: list[StepLog], move: _Move | None) -> str:
         if entry.jump is None or not math.isfinite(entry.jump)
         else f"{entry.jump:.3g} robust deviations up (bound 6)"
     )
-    first = (
-        f"; first to move: {move.stat} of {move.site.path}, {move.value:.4g} at step {move.step} ({move.low:.4g} to "
-        f"{move.high:.4g} before)"
-        if move is not None
-        else "; no reading around it left its own range, so measure more often (every=...)"
-    )
+    if move is None:
+        first = "; no reading around it left its own range, so measure more often (every=...)"
+    else:
+        where = f" of {move.site.path}" if move.site.path else ""
+        first = f"{move.stat}{where}, {move.value:.4g} at step {move.step} ({move.low:.4g} to {move.high:.4g} before)"
+        if move.step > entry.step:
+            first = f"; nothing moved before it, so it begins with this batch; first to move behind it: {first}"
+        else:
+            first = f"; first to move: {first}"
     return f"the loss is {entry.loss:.4g} at step {entry.step}{batch}{usual}: {size}{first}"
 
 
+def _without_warmup(measurements: Measurements) -> str:
+    """What to add where the learning rate was as high in the first step as it ever was or was to be."""
+    for site in measurements.of_kind("parameter"):
+        history = measurements.history(site, "learning_rate", "update")
+        if history and history[0][0] == 0:
+            seen, planned = rates(measurements, site), measurements.value(site, "planned_learning_rate", "update")
+            return "; there is no warm-up" if seen[0] > 0.9 * max(*seen, planned) else ""
+    return ""
+
+
 def _first_move(measurements: Measurements, spike: int) -> _Move | None:
-    """The reading that left its own earlier range first: by step, ties in execution order."""
+    """What left its own earlier range first, a reading or the log's gradient norm: by step, ties in execution order."""
     steps = sorted({reading.step for reading in measurements.readings if reading.stat in _TOLD})
     before = [step for step in steps if step <= spike]
     window = set(before[-_WATCHED:] + [step for step in steps if step > spike][:1])
@@ -110,7 +123,16 @@ def _first_move(measurements: Measurements, spike: int) -> _Move | None:
         if site.kind != "parameter"
         for move in _moves(measurements, site, stat, phase, window)
     ]
-    return min(moves, key=lambda move: move.step, default=None)
+    return min((*_jumps(measurements, spike), *moves), key=lambda move: move.step, default=None)
+
+
+def _jumps(measurements: Measurements, spike: int) -> Iterator[_Move]:
+    """Jumps of the gradient norm in the steps before the spike; clipping may have hidden them from the loss."""
+    log = sorted(measurements.log, key=lambda entry: entry.step)
+    for entry, _, _ in gradient_jumps(log, RUN802.bounds):
+        if spike - _BEFORE <= entry.step < spike and entry.gradient_norm is not None:
+            norms = [item.gradient_norm for item in log if item.gradient_norm and item.step < entry.step][-_BEFORE:]
+            yield _Move(entry.step, RUN, "gradient_norm", entry.gradient_norm, min(norms), max(norms))
 
 
 def _moves(measurements: Measurements, site: Site, stat: str, phase: Phase, window: set[int]) -> Iterator[_Move]:

@@ -9,6 +9,7 @@ from ..schema import Change, Evidence, Site
 from ._examples import at, example
 from ._measurements import Measurements
 from ._rule import Bounds, Case, Need, Rule
+from ._training import has_learned
 
 _SINK = 0.5  # a head that rests on the first key most of the time is idle
 
@@ -25,7 +26,8 @@ def _judge_large(measurements: Measurements, sites: tuple[Site, ...], bounds: Bo
             sites=(site,),
             evidence=(Evidence(stat="max_logit", value=largest, bound=bound, unit="nats"),),
             message=f"attention {site.path}: the largest attention logit is {largest:,.4g} in head "
-            f"{logits.index(largest)} (bound {bound:,.0f})",
+            f"{logits.index(largest)} (bound {bound:,.0f})"
+            + (f": the scores overflow {measurements.model.dtype}" if math.isinf(largest) else ""),
             excess=largest,
         )
 
@@ -39,7 +41,7 @@ ATT303 = Rule(
         "error",
         "warning",
     ),
-    severity="error above 10,000, warning above 100",
+    severity="error above 10,000, where scores that overflow count as infinite; warning above 100",
     bounds={"diverges": 10000.0, "clipped": 100.0},
     bound="10,000: every run whose largest logit passed it diverged (Wortsman et al. 2023). 100: the level at which "
     "Kimi K2's QK-clip and Megatron's hold them; without it they passed 1,000.",
@@ -51,12 +53,14 @@ ATT303 = Rule(
         "Scale scores by 1/sqrt(d_k); lower the learning rate; add weight decay.",
     ),
     change=Change("attention.qk_norm", True),
+    explains=("ATT301", "NUM601", "OUT403"),
     claims=("C15", "C17"),
     try_command="evenkeel rules ATT303",
     source="Wortsman et al. 2023, Small-scale proxies for large-scale Transformer training instabilities; Kimi K2 "
     "technical report 2025",
     firing=(
         example("a run about to diverge", at("layers.5.attn:attention.softmax", max_logit=(14.0, 23000.0))),
+        example("scores that overflow", at("layers.5.attn:attention.softmax", max_logit=math.inf), dtype="float16"),
         example("growing logits", at("layers.5.attn:attention.softmax", max_logit=(180.0, 60.0))),
     ),
     silent=(example("a trained layer", at("layers.5.attn:attention.softmax", max_logit=(12.0, 31.0))),),
@@ -68,6 +72,7 @@ _SPREAD = ("score_std", "entropy", "entropy_relative", "sink_mass")
 
 
 def _judge_spread(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
+    learned = has_learned(measurements, before=True)
     for site in sites:
         if not _wide_heads(bounds, *(measurements.history(site, stat)[0][1] for stat in _SPREAD)):
             continue  # it began well: what a run sharpens later, it has learned
@@ -78,7 +83,7 @@ def _judge_spread(measurements: Measurements, sites: tuple[Site, ...], bounds: B
         points = [_condensation(*pair) for pair in zip(entropy, relative, strict=True)]
         widest = max(heads, key=lambda head: spread[head] / points[head])
         yield Case(
-            severity="warning",
+            severity="info" if learned else "warning",
             sites=(site,),
             evidence=(
                 Evidence(stat="score_std", value=spread[widest], bound=points[widest], unit="nats"),
@@ -91,7 +96,8 @@ def _judge_spread(measurements: Measurements, sites: tuple[Site, ...], bounds: B
             ),
             message=f"attention {site.path}: scores spread by {spread[widest]:.3g} (bound {points[widest]:.3g} for "
             f"this many keys) in {len(heads)} of {len(spread)} heads; with unit-variance queries and keys, scaling by "
-            f"1/sqrt(d_k) gives 1, and none gives sqrt(d_k)",
+            f"1/sqrt(d_k) gives 1, and none gives sqrt(d_k)"
+            + ("; the model had learned when it was first measured, so it may have sharpened them" if learned else ""),
             excess=spread[widest] / points[widest],
         )
 
@@ -121,8 +127,9 @@ ATT304 = Rule(
         Need(kind="attention", stat="sink_mass"),
     ),
     measures="per head, the standard deviation of the attention scores over all visible pairs, beside the entropy",
-    severities=("warning",),
-    severity="warning",
+    severities=("warning", "info"),
+    severity="warning; info where the model had learned before it was first measured (its loss was a tenth below that "
+    "of guessing), for what training sharpened is not to be told from a wrong scale",
     bounds={"relative_entropy": 0.35, "heads": 0.75},
     bound="sqrt(2 ln n) for n visible keys, together with a relative entropy below 0.35, in three quarters of the "
     "heads of a layer. Independent Gaussian scores wider than sqrt(2 ln n) condense: the softmax falls onto a handful "
@@ -138,6 +145,7 @@ ATT304 = Rule(
         "Lower the init scale of the query and key projections.",
     ),
     change=Change("attention.scale", "sqrt"),
+    explains=("ATT301", "ATT303", "OUT403"),
     claims=("C14", "C15", "C17", "C19"),
     try_command="evenkeel demo",
     source="Vaswani et al. 2017, section 3.2.1; Derrida 1981, Random-energy model",
@@ -151,6 +159,17 @@ ATT304 = Rule(
                 entropy_relative=(0.23, 0.24, 0.22, 0.25),
                 sink_mass=(0.04, 0.03, 0.04, 0.05),
             ),
+        ),
+        example(
+            "a trained model, seen for the first time, all of whose heads are sharp",
+            at(
+                "layers.0.attn:attention.softmax",
+                score_std=(5.7, 5.6, 5.9, 5.5),
+                entropy=(0.94, 0.97, 0.9, 1.0),
+                entropy_relative=(0.23, 0.24, 0.22, 0.25),
+                sink_mass=(0.04, 0.03, 0.04, 0.05),
+            ),
+            at("lm_head:head.softmax", loss=2.4, classes=256.0),
         ),
     ),
     silent=(

@@ -83,7 +83,7 @@ class ByHand:
     @classmethod
     def of(cls, tape: Tape, values: Entry) -> ByHand:
         """Follow the product with the values back; raises UsageError where the scores cannot be told."""
-        softmax = _softmax(tape, values)
+        softmax = softmax_before(tape, values)
         product, steps = _followed(tape, softmax.args[0], softmax)
         first, second = factors(product.args, product.kwargs)[-2:]
         before = scaled_before(tape, first, product) * scaled_before(tape, second, product)
@@ -133,7 +133,7 @@ class ByHand:
         return [(self.product, FactorsNormed(self.before))]
 
 
-def _softmax(tape: Tape, values: Entry) -> Entry:
+def softmax_before(tape: Tape, values: Entry) -> Entry:
     """The softmax whose weights a product puts on values."""
     for tensor in (item for item in _flat(values.args) if isinstance(item, Tensor)):
         entry = values

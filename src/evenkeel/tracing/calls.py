@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from . import attention, pointwise, recurrence
+from . import attention, exponentials, norms, pointwise, recurrence, sigmoid_heads
 from .call import Call
 from .events import GateEvent, HeadEvent
 from .expressions import Cut, compose
-from .functions import CASTS, CHOICES, CONVOLUTIONS, MATMULS, POINTWISE, RECURRENCES, VIEWS
+from .functions import CASTS, CHOICES, CONVOLUTIONS, MATMULS, MOMENTS, NORMS, POINTWISE, RECURRENCES, VIEWS
 from .provenance import Normalised, Tag, tensors_in
 from .trace import Trace, quietly
 
@@ -32,8 +32,11 @@ def handlers() -> dict[str, Handler]:
     table.update(dict.fromkeys(CONVOLUTIONS, _convolution))
     table.update(dict.fromkeys(CHOICES, _choice))
     table.update(dict.fromkeys(RECURRENCES, _recurrence))
+    table.update(dict.fromkeys(NORMS, norms.fused))
+    table.update(dict.fromkeys(MOMENTS, norms.moment))
     table.update(
         linear=_linear,
+        sum=exponentials.total,
         glu=_glu,
         gated=pointwise.fused_gate,
         clamped_swiglu=pointwise.fused_gate,
@@ -44,7 +47,9 @@ def handlers() -> dict[str, Handler]:
         cross_entropy=_cross_entropy,
         nll_loss=_nll_loss,
         linear_cross_entropy=_linear_loss,
-        sigmoid_cross_entropy=_sigmoid_head,
+        sigmoid_cross_entropy=sigmoid_heads.own,
+        binary_cross_entropy=sigmoid_heads.binary,
+        binary_cross_entropy_with_logits=sigmoid_heads.binary,
         scaled_dot_product_attention=attention.fused,
         attention=attention.own,
         multi_head_attention_forward=attention.multi_head,
@@ -88,6 +93,7 @@ def _view(trace: Trace, call: Call) -> Any:
         chosen=tag.chosen,
         visible=None,
         channel_dim=tag.channel_dim if call.name == "getitem" else -1,
+        total=tag.total,
     )
     if tag.normalised is not None:
         for item in tensors_in(result):
@@ -186,9 +192,12 @@ def _recurrence(trace: Trace, call: Call) -> Any:
 
 def _softmax(trace: Trace, call: Call) -> Any:
     result = call.run()
-    if not trace.frames.stack or call.source is None or call.in_place:
+    if call.source is None or call.in_place:
         return result
     scores = call.source
+    if not trace.frames.stack:  # probabilities may be taken for logits by the loss
+        trace.tags.set(result, Tag(producer=trace.tags[scores].producer))
+        return result
     dim = call.argument(1, "dim", -1)
     dim = -1 if dim is None else dim if dim < 0 else dim - scores.dim()
     tag = trace.tags[scores]
@@ -202,7 +211,7 @@ def _softmax(trace: Trace, call: Call) -> Any:
     if tag.chosen is not None:
         normalised.router = tag.chosen
     trace.add_normalised(normalised)
-    trace.tags.set(result, Tag(normalised=normalised, normalised_dim=dim))
+    trace.tags.set(result, Tag(producer=tag.producer, normalised=normalised, normalised_dim=dim))
     return result
 
 
@@ -236,11 +245,18 @@ def _masked_fill(trace: Trace, call: Call) -> Any:
     tag = trace.tags[call.source]
     mask, value = call.argument(1, "mask"), call.argument(2, "value")
     visible = tag.visible
-    if isinstance(value, int | float) and value <= -1e3 and isinstance(mask, Tensor):
+    hides = isinstance(value, int | float) and (value <= -1e3 or (value == 0 and tag.exponents is not None))
+    if hides and isinstance(mask, Tensor):
         visible = ~mask if visible is None else visible & ~mask
     trace.tags.set(
         result,
-        Tag(producer=tag.producer, normalised=tag.normalised, normalised_dim=tag.normalised_dim, visible=visible),
+        Tag(
+            producer=tag.producer,
+            normalised=tag.normalised,
+            normalised_dim=tag.normalised_dim,
+            visible=visible,
+            exponents=tag.exponents,
+        ),
     )
     return result
 
@@ -309,12 +325,6 @@ def _chunks_of_logits(call: Call) -> Iterator[HeadEvent]:
             logits = logits if bias is None else logits + bias
             logits = (logits if softcap is None else softcap * torch.tanh(logits / softcap)) / temperature
         yield HeadEvent(logits=logits, targets=targets[start : start + chunk], ignore_index=call.kwargs["ignore_index"])
-
-
-def _sigmoid_head(trace: Trace, call: Call) -> Any:
-    result = call.run()
-    trace.not_measured("head", "sigmoid", "no instrument reads a head of sigmoids yet")
-    return result
 
 
 def _nll_loss(trace: Trace, call: Call) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -82,10 +83,71 @@ class HeadEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SigmoidHeadEvent:
+    """Logits (rows, classes) of sigmoids that each are a loss of their own; how many classes each row wants (rows,)."""
+
+    logits: Tensor
+    wanted: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeEvent:
+    """How far positions moved when later tokens of their sequence were changed: root mean squares, (positions,).
+
+    earlier: of the positions in front of these tokens; later: from them on; untouched: of a sequence of the same batch
+    in which nothing was changed.
+    """
+
+    earlier: Tensor
+    later: Tensor
+    untouched: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputEvent:
-    """The output of a block (residual site) or of any module (module site)."""
+    """The output of a block (residual site) or of any module (module site).
+
+    Of a block also its input, where that is of the same shape.
+    """
 
     output: Tensor
+    input: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamEvent:
+    """Whether a way of nothing but elementwise functions led from a block's input to its output, or past it.
+
+    It may lead past the block where the sum stands outside, between this block and the next.
+    """
+
+    carries_input: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormEvent:
+    """A norm was applied: `output` is (input - mean) / sqrt(variance + epsilon), with any gain and bias.
+
+    size: how many neighbouring values of the input are normalised together; centred: whether their mean is taken out,
+    else the variance is the mean square. The output's channels lie along `channel_dim`. reads_stream: whether the
+    input is the residual stream of its block, as in front of a branch, and no branch's own output, as behind one.
+    """
+
+    input: Tensor
+    output: Tensor
+    size: int
+    epsilon: float
+    centred: bool
+    channel_dim: int = -1
+    reads_stream: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExponentialEvent:
+    """A softmax spelled out raised e to these exponents, in this dtype."""
+
+    exponents: Tensor
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,15 +158,30 @@ class GradientEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InputGradientEvent:
+    """What a module adds to the gradient of its input; where it has parts, that whole gradient."""
+
+    gradient: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterEvent:
     """A trained parameter: its weight; after the backward pass its gradient; after an optimizer step its update.
 
     Each may come in an event of its own; a weight that was handed on with its gradient does not come again.
+    width: sqrt(inputs * outputs) of a linear map, 0 for what is none. changed: (2,), how many of the elements with a
+    gradient other than 0 the step gave another value, and how many there are. optimized: whether the optimizer, or one
+    of several, holds it; learning_rate: that of its group, planned_rate: the one its schedule starts from or leads to.
     """
 
     weight: Tensor | None = None
     gradient: Tensor | None = None
     update: Tensor | None = None
+    width: float = 0.0
+    changed: Tensor | None = None
+    optimized: bool | None = None
+    learning_rate: Tensor | None = None
+    planned_rate: Tensor | None = None
 
 
 Event = (
@@ -113,7 +190,13 @@ Event = (
     | AttentionEvent
     | RouterEvent
     | HeadEvent
+    | SigmoidHeadEvent
+    | ProbeEvent
     | OutputEvent
+    | StreamEvent
+    | NormEvent
+    | ExponentialEvent
     | GradientEvent
+    | InputGradientEvent
     | ParameterEvent
 )

@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_PADDING_ARGUMENTS = {"attention_mask": False, "key_padding_mask": True, "src_key_padding_mask": True}
+from .provenance import tensors_in
+
+PADDING_ARGUMENTS = {"attention_mask": False, "key_padding_mask": True, "src_key_padding_mask": True}
 """Arguments that tell padding, and the value that marks it."""
 
 
@@ -28,12 +30,21 @@ class Frame:
     linears: int = 0  # linear maps inside so far
     hidden: int = 0  # how many of them came before a tensor of unseen origin
     found: bool = False  # whether a nonlinear place was found inside
+    parts: int = 0  # modules called inside so far
+    mark: int = 0  # of a repeated layer: the number by which its input is followed
+
+    @property
+    def given(self) -> Tensor | None:
+        """The first floating-point tensor that the call was given: of a block, its residual stream."""
+        return next(
+            (item for item in tensors_in([self.inputs, dict(self.arguments)]) if item.is_floating_point()), None
+        )
 
     def padding(self, batch: int, length: int) -> tuple[bool, Tensor | None]:
         """Whether this call was told about padding, and (batch, length) bool, True where a query is padding."""
         names = _argument_names(type(self.module))
         given = {**dict(zip(names, self.inputs, strict=False)), **self.arguments}
-        for name, marks in _PADDING_ARGUMENTS.items():
+        for name, marks in PADDING_ARGUMENTS.items():
             mask = given.get(name, self)
             if mask is None:
                 return True, None

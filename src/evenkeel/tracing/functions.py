@@ -28,6 +28,7 @@ AFFINE = frozenset(
 """With scalars, these leave a gate a gate."""
 
 PRODUCTS = frozenset(("mul", "multiply"))
+QUOTIENTS = frozenset(("div", "divide", "true_divide"))
 
 CASTS = frozenset(
     "to float half bfloat16 double type type_as contiguous clone detach dropout feature_dropout alpha_dropout".split()
@@ -44,7 +45,23 @@ VIEWS = frozenset(
 MATMULS = frozenset("matmul bmm baddbmm mm addmm einsum addbmm".split())
 CONVOLUTIONS = frozenset("conv1d conv2d conv3d".split())
 CHOICES = frozenset("topk sort argsort argmax".split())
+NORMS = frozenset("layer_norm rms_norm group_norm".split())
+MOMENTS = frozenset(("mean", "var"))
 RECURRENCES = frozenset("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell".split())
+
+MIXING = frozenset(
+    MATMULS
+    | CONVOLUTIONS
+    | RECURRENCES
+    | set(
+        "linear bilinear embedding softmax scaled_dot_product_attention attention multi_head_attention_forward "
+        "flex_attention zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones".split()
+    )
+)
+"""Behind these a tensor no longer holds its own arguments, only what was made of them; everything else may add."""
+
+ADDING_PRODUCTS = frozenset(("addmm", "baddbmm", "addbmm"))
+"""The first argument is added to the product of the others."""
 
 
 class FunctionNames:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import ACTIVATIONS, CLAMPED_AT
+from . import exponentials, norms
 from .call import Call
 from .events import ActivationEvent, GateEvent
 from .expressions import AFFINE, UNKNOWN, Cut, Node, compose, on_a_copy
@@ -77,12 +78,12 @@ def function_call(trace: Trace, call: Call) -> Any:
 
 
 def _carry(trace: Trace, call: Call) -> Any:
-    """Outside the model only the logits' origin matters."""
+    """Outside the model only the logits' origin matters, and how a loss of them is spelled out."""
     result = call.run()
-    for item in call.tensors[:1]:
-        tag = trace.tags[item]
-        if tag.producer is not None:
-            trace.tags.set(result, Tag(producer=tag.producer))
+    tags = [trace.tags[item] for item in call.tensors]
+    if tags and tags[0].producer is not None:
+        tag = Tag(producer=tags[0].producer)
+        trace.tags.set(result, exponentials.follow(trace, call, call.tensors, tags, result, tag))
     return result
 
 
@@ -117,7 +118,8 @@ def _conclude(trace: Trace, call: Call, args: tuple[Any, ...], cuts: tuple[Cut, 
     tag = _recognised(trace, call, result, tag)
     if call.name in PRODUCTS and len(tensors) == 2 and tag.gate is None and not cuts:
         _gate(trace, tensors[0], tensors[1], result)
-    trace.tags.set(result, tag)
+    tag = norms.follow(trace, call, tensors, tags, result, tag)
+    trace.tags.set(result, exponentials.follow(trace, call, tensors, tags, result, tag))
 
 
 def _number(call: Call, tensors: list[Any]) -> float:

@@ -13,6 +13,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .expressions import Cut
 
+_NOTHING: frozenset[int] = frozenset()
+
 
 @dataclass(eq=False, slots=True)
 class Candidate:
@@ -46,6 +48,32 @@ class Normalised:
     used: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """(mean square + epsilon)^power over the last dimension of a tensor of this shape; op: the norm it may become."""
+
+    op: str
+    shape: torch.Size
+    epsilon: float = 0.0
+    power: float = 1.0
+
+
+@dataclass(eq=False, slots=True)
+class Normed:
+    """What was divided by the root of its own moment, waiting until its frame ends for its gain and bias."""
+
+    path: str
+    input: Tensor | None
+    output: Tensor | None
+    epsilon: float
+    op: str
+    reads_stream: bool
+
+    def settled(self) -> None:
+        """Let go of the tensors: the output's own tag leads here, and would keep them alive."""
+        self.input = self.output = None
+
+
 @dataclass(slots=True)
 class Tag:
     """What is known of one tensor; every field is handed on along casts, and along views where it says so."""
@@ -64,6 +92,10 @@ class Tag:
     log_softmax_of: Tensor | None = None
     linear_state: int = 0  # how many steps of a linear recurrence led here
     scaled: bool = False  # a product of two tensors, as a recurrence's decay times its state
+    moment: Moment | None = None
+    normed: Normed | None = None  # along casts, and products and sums with a number per channel
+    exponents: Tensor | None = None  # of an exponential: what was raised; along masks and casts
+    total: tuple[Tensor, int] | None = None  # of a sum of exponentials, along views: the exponents, the dimension
 
 
 class Provenance:
@@ -93,16 +125,31 @@ class Provenance:
             return False
         return isinstance(tensor.grad_fn, BackwardCFunction) if torch.is_grad_enabled() else True
 
+    def carried(self, tensor: Tensor) -> frozenset[int]:
+        """Which running blocks' inputs this tensor still holds: they came here by elementwise functions alone."""
+        return self._carried.get(tensor) or _NOTHING
+
+    def carry(self, value: Any, marks: frozenset[int]) -> None:
+        """The floating-point tensors of a call's result hold these blocks' inputs."""
+        for tensor in tensors_in(value):
+            if tensor.is_floating_point() and marks != self.carried(tensor):
+                self._carried[tensor] = marks
+
     def first_sight(self, tensor: Tensor) -> bool:
-        """True the first time a module's output is shown; parents often return their last child's."""
-        if tensor in self._outputs:
+        """True the first time a tensor's values are shown, and again after they were written to in place.
+
+        Parents often return their last child's output, and pass on what they were given.
+        """
+        version = 0 if tensor.is_inference() else tensor._version
+        if self._outputs.get(tensor) == version:
             return False
-        self._outputs[tensor] = True
+        self._outputs[tensor] = version
         return True
 
     def clear(self) -> None:
         self._tags = WeakTensorKeyDictionary()
         self._outputs = WeakTensorKeyDictionary()
+        self._carried = WeakTensorKeyDictionary()
 
 
 def tensors_in(value: Any) -> Iterable[Tensor]:

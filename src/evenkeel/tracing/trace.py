@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..schema import Site, SiteKind, SiteStatus, clean_name
 from .blocks import without_other_layers
-from .events import Event, HeadEvent
+from .events import Event, HeadEvent, SigmoidHeadEvent
 from .expressions import Namer
 from .frames import Frame, FrameStack
-from .provenance import Candidate, Normalised, Provenance, tensors_in
+from .provenance import Candidate, Normalised, Normed, Provenance, tensors_in
 
 Observe = Callable[[Site, Event], None]
 
@@ -105,7 +105,7 @@ class Trace:
             call = min(self._calls[key], _MOST_CALLS - 1)
             self._calls[key] += 1
         site = Site(path=path, kind=kind, op=op, call=call, status=status, reason=reason)
-        if kind not in ("module", "residual"):
+        if kind not in ("module", "residual", "norm"):
             self.frames.mark_found()
         known = self._sites.get(site.id)
         if known is None or (known[1].status != "measured" and status == "measured"):
@@ -139,15 +139,25 @@ class Trace:
         """Hold a softmax until its frame ends; by then it has met values or experts."""
         self._hold(normalised)
 
+    def add_normed(self, normed: Normed) -> None:
+        """Hold a norm that is spelled out until its frame ends; by then it has its gain and bias."""
+        if self.frames.stack:
+            self.frames.stack[-1].pending.append((self.next_order(), normed))
+
+    def reads_stream(self, tensor: Tensor) -> bool:
+        """Whether a tensor still holds what the running block was given; outside of blocks everything does."""
+        marks = [frame.mark for frame in self.frames.stack if frame.mark]
+        return not marks or any(mark in self.tags.carried(tensor) for mark in marks)
+
     def _hold(self, item: Candidate | Normalised) -> None:
         if self.frames.stack:
             self.frames.mark_found()
             self.frames.stack[-1].pending.append((self.next_order(), item))
 
-    def head(self, path: str, events: Iterable[HeadEvent]) -> None:
+    def head(self, path: str, events: Iterable[HeadEvent | SigmoidHeadEvent], op: str = "softmax") -> None:
         """The logits of a loss, in parts; they replace the model's output as the head of this pass."""
         self._head, self._loss_seen = None, True
-        site = self.site("head", "softmax", path)
+        site = self.site("head", op, path)
         for event in events:
             self.emit(site, event)
 

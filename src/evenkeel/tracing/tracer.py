@@ -13,14 +13,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from ..schema import Site, SiteKind, clean_name
-from . import pointwise
+from . import norms, pointwise
 from .call import Call
 from .calls import handlers
-from .events import GradientEvent, OutputEvent, RouterEvent
+from .events import GradientEvent, OutputEvent, RouterEvent, StreamEvent
 from .frames import Frame
-from .functions import FunctionNames
+from .functions import ADDING_PRODUCTS, MIXING, FunctionNames
+from .handed import Handed, before_others
 from .hooks import ModuleHooks, in_backward, in_transform
-from .provenance import Candidate, Normalised, tensors_in
+from .provenance import Candidate, Normalised, Normed, tensors_in
 from .structure import Structure, bare_function
 from .trace import Observe, Trace
 
@@ -41,6 +42,8 @@ class Tracer(TorchFunctionMode):
         self._handlers = handlers()
         self._gradient_handles: list[RemovableHandle] = []
         self._hooked: set[str] = set()
+        self._left: list[tuple[Site, int, bool]] = []  # blocks that have ended, their marks, whether those came along
+        self._handed = Handed(self._trace, self._hook)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -56,6 +59,7 @@ class Tracer(TorchFunctionMode):
         super().__exit__(*exception)
         if exception[0] is None:
             self._trace.flush_head()
+            self._tell_of_streams()
         self._hooks.remove()
         for handle in self._gradient_handles:
             handle.remove()
@@ -74,6 +78,8 @@ class Tracer(TorchFunctionMode):
             self._look_for_hidden(args)
         result = self._interpreted(Call(func, name, in_place, args, kwargs))
         trace.tags.note(result)
+        if trace.frames.stack and name not in MIXING:
+            self._carry(result, args[:1] if name in ADDING_PRODUCTS else (*args, *kwargs.values()))
         return result
 
     def _interpreted(self, call: Call) -> Any:
@@ -91,12 +97,25 @@ class Tracer(TorchFunctionMode):
                 self._trace.not_measured("module", call.name, reason, numbered=False)
             return call.result if call.finished else call.run()
 
+    def _carry(self, result: Any, given: tuple[Any, ...]) -> None:
+        """What a call that mixes no channels or tokens gives may hold all that it was given."""
+        tags = self._trace.tags
+        marks: frozenset[int] = frozenset().union(*(tags.carried(item) for item in tensors_in(given)))
+        if marks:
+            tags.carry(result, marks)
+
+    def _may_carry_all(self, unseen: Tensor, *frames: Frame) -> None:
+        """Of a tensor of unknown origin nobody can say that it does not hold a block's input."""
+        marks = frozenset(frame.mark for frame in (*self._trace.frames.stack, *frames) if frame.mark)
+        self._trace.tags.carry(unseen, marks)
+
     def _look_for_hidden(self, args: tuple[Any, ...]) -> None:
         """Note in the running frame that a tensor came from a kernel whose inside cannot be seen."""
         tags = self._trace.tags
         for item in args:
             if isinstance(item, Tensor) and tags.unseen(item):
                 tags.note(item)
+                self._may_carry_all(item)
                 frame = self._trace.frames.stack[-1]
                 if not frame.hidden:
                     frame.hidden = frame.linears
@@ -104,16 +123,41 @@ class Tracer(TorchFunctionMode):
     def _entered(self, frame: Frame) -> None:
         if not self._trace.frames.stack:
             self._hooked.clear()
+            self._tell_of_streams()
             self._trace.begin_pass(frame)
+        self._handed.entered(frame)
+        layer = id(frame.module) in self._structure.layers
+        if not (layer or self._left) or (stream := frame.given) is None:
+            return
+        tags = self._trace.tags
+        self._left = [(site, mark, carries or mark in tags.carried(stream)) for site, mark, carries in self._left]
+        if layer:
+            self._tell_of_streams()
+            frame.mark = self._trace.next_order()
+            running = {around.mark for around in self._trace.frames.stack}
+            tags.carry(stream, tags.carried(stream) & running | {frame.mark})
+
+    def _tell_of_streams(self) -> None:
+        """The next block begins: what has not come past the last one by now does not."""
+        for site, _, carries in self._left:
+            self._trace.emit(site, StreamEvent(carries_input=carries))
+        self._left.clear()
 
     def _exited(self, frame: Frame, output: Any) -> None:
         if output is None:
             return
+        for item in tensors_in(output):
+            if self._trace.tags.unseen(item):
+                self._may_carry_all(item, frame)
         if frame.pointwise:
             self._pointwise_module(frame, output)
         for order, item in frame.pending:
             if isinstance(item, Candidate):
                 self._settle_activation(order, item)
+                item.settled()
+            elif isinstance(item, Normed):
+                site = self._trace.site("norm", item.op, item.path, order=order)
+                self._trace.emit(site, norms.event(item))
                 item.settled()
             else:
                 self._settle_normalised(order, item)
@@ -162,27 +206,40 @@ class Tracer(TorchFunctionMode):
             self._trace.not_measured(kind, "fused", reason, frame.path)
 
     def _outputs(self, frame: Frame, output: Any) -> None:
-        tensors = [item for item in tensors_in(output) if item.is_floating_point() and item.dim() > 0]
+        tensors = [item for item in tensors_in(output) if item.is_floating_point()]
         if not tensors or _makes_constants(frame, tensors[0]):
             return
-        if id(frame.module) in self._structure.layers:
-            self._hook(self._trace.site("residual", "block", frame.path), tensors[0], forward=True)
+        if id(frame.module) in self._structure.layers and tensors[0].dim() > 0:
+            self._block(frame, tensors[0])
         for item in tensors:
-            if not self._trace.tags.first_sight(item):
-                continue
-            site = self._trace.site("module", type(frame.module).__name__, frame.path, numbered=False)
-            self._hook(site, item, forward=True)
+            new = self._trace.tags.first_sight(item)
+            if new or (frame.parts and item is tensors[0]):
+                site = self._trace.site("module", type(frame.module).__name__, frame.path, numbered=False)
+                self._hook(site, item)
+                if new:
+                    self._trace.emit(site, OutputEvent(output=item.detach()))
+        self._gradient_handles += self._handed.left(frame, tensors[0])
 
-    def _hook(self, site: Site, output: Tensor, *, forward: bool) -> None:
-        if forward:
+    def _block(self, frame: Frame, output: Tensor) -> None:
+        site = self._trace.site("residual", "block", frame.path)
+        given = frame.given
+        if given is None or given.shape != output.shape:
             self._trace.emit(site, OutputEvent(output=output.detach()))
+        else:
+            self._trace.emit(site, OutputEvent(output=output.detach(), input=given.detach()))
+            tags = self._trace.tags
+            self._left.append((site, frame.mark, frame.mark in tags.carried(output)))
+        self._hook(site, output)
+
+    def _hook(self, site: Site, output: Tensor) -> None:
         if output.requires_grad:
             self._hooked.add(site.id)
 
-            def see(gradient: Tensor) -> None:
-                self._trace.emit(site, GradientEvent(gradient=gradient.detach()))
+            def see(gradient: Tensor | None) -> None:
+                if gradient is not None:
+                    self._trace.emit(site, GradientEvent(gradient=gradient.detach()))
 
-            self._gradient_handles.append(output.register_hook(see))
+            self._gradient_handles.append(before_others(output, see))
 
     def _recomputed(self, module: nn.Module, output: Any) -> None:
         """A checkpointed call runs again inside the backward pass: only now do its tensors have gradients."""
@@ -193,7 +250,7 @@ class Tracer(TorchFunctionMode):
             sites.append(Site(path=path, kind="residual", op="block"))
         for site in sites:
             if tensors and self._trace.knows(site) and site.id not in self._hooked:
-                self._hook(site, tensors[0], forward=False)
+                self._hook(site, tensors[0])
 
 
 def _makes_constants(frame: Frame, output: Tensor) -> bool:

@@ -16,6 +16,7 @@ from ...directories import without_code
 from ...errors import UsageError
 from ...report import architecture
 from ...schema import clean_name
+from ...settings import Settings
 from .assembling import assemble
 from .subjects import from_config, from_module, from_path
 
@@ -31,14 +32,20 @@ class Architecture(Description):
         return architecture.render(self, width=width, color=color)
 
 
-def describe(model: nn.Module | str | Path, *, inputs: Any = None, context: int | None = None) -> Architecture:
+def describe(
+    model: nn.Module | str | Path,
+    *,
+    inputs: Any = None,
+    context: int | None = None,
+    settings: Settings | None = None,
+) -> Architecture:
     """What a model is made of and what a token costs, from one run on tensors that have shapes and no values.
 
     model: a directory of a Hugging Face model or of evenkeel's own, the path of a config.json alone, "demo", a
     model_type that transformers knows (with its class defaults), or a live module, which is left as it is. inputs: for
     a module that has no config, one batch: a tensor, a tuple of positional or a dict of keyword arguments; values do
     not matter, shapes and dtypes do. context: the keys that attention is counted at, 4096 or what the model allows if
-    None.
+    None. settings: what is set otherwise than the rules do.
     Nothing is allocated but the tables that a model computes for itself; no code of a directory runs and no weight file
     is opened. A Hugging Face model whose code asks for values is run as a small real instance, and a note says so.
     Raises ModelError for what cannot be read or run, UsageError for a module that needs inputs, inputs for what is no
@@ -54,7 +61,7 @@ def describe(model: nn.Module | str | Path, *, inputs: Any = None, context: int 
         )
     with _collector_at_rest():
         subject = from_module(model, inputs) if isinstance(model, nn.Module) else from_path(model)
-        return Architecture(**assemble(subject, context))
+        return Architecture(**assemble(subject, context, settings))
 
 
 def describe_config(config: dict[str, Any], *, context: int | None = None) -> Architecture:

@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from ...description import NOT_FOUND, AttentionPart, HeadPart
+from ...diagnosis import judge_readings
 from ...errors import EvenkeelError, ModelError, NothingMeasuredError
 from ...precision import FORMATS
-from ...rules import judge
 from ...schema import DataInfo, Reading, Site, clean_name, in_one_line
+from ...settings import Settings
 from ...tracing.events import Event, RouterEvent
 from ...tracing.provenance import tensors_in
 from ...tracing.structure import Structure
@@ -32,16 +33,16 @@ DEFAULT_CONTEXT = 4096
 """Keys that attention is counted at where the config allows as many."""
 
 
-def assemble(subject: Subject, context: int | None) -> dict[str, Any]:
+def assemble(subject: Subject, context: int | None, settings: Settings | None = None) -> dict[str, Any]:
     """The fields of a description, from a run on shapes alone, else from one of a small instance with values."""
     try:
-        fields, _ = _assemble(subject, context)
+        fields, _ = _assemble(subject, context, settings)
     except EvenkeelError:
         raise
     except Exception as error:  # a model may ask for any value, and fail in any way where there is none
         small = shrunk(subject, error)
         try:
-            fields, owners = _assemble(small, context)
+            fields, owners = _assemble(small, context, settings)
         except Exception as second:
             name = clean_name(subject.name)
             raise ModelError(
@@ -52,7 +53,9 @@ def assemble(subject: Subject, context: int | None) -> dict[str, Any]:
     return fields
 
 
-def _assemble(subject: Subject, context: int | None) -> tuple[dict[str, Any], dict[str, str]]:
+def _assemble(
+    subject: Subject, context: int | None, settings: Settings | None
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The fields, and the part that each parameter belongs to."""
     graph, sites, output, choices = record(subject)
     norms = Norms(graph)
@@ -78,16 +81,16 @@ def _assemble(subject: Subject, context: int | None) -> tuple[dict[str, Any], di
     numbers = [*_scales(found, each), *_shapes(anatomy)]
     shown = tuple(site for site in sites if site.kind != "module")
     data = DataInfo(source="no data: shapes alone", kind="given")
-    findings, statuses = judge(shown, numbers, (), info, data)
+    judgement = judge_readings(shown, numbers, (), info, data, settings)
     fields = {
         "tool": f"evenkeel {version('evenkeel')}",
         "model": replace(info, parameters=counted.parameters, dtype=dtype, device="none"),
         "data": data,
         "sites": shown,
         "readings": tuple(numbers),
-        "findings": findings,
-        "rules": statuses,
-        "notes": (*subject.notes, *unread(anatomy, subject.model)),
+        "findings": judgement.findings,
+        "rules": judgement.statuses,
+        "notes": (*subject.notes, *unread(anatomy, subject.model), *judgement.notes),
         "source": subject.name,
         "method": "shapes",
         "depth": sum(site.kind == "residual" for site in sites),

@@ -164,7 +164,7 @@ class Recorder(Tracer):
             self.graph.sites[self._trace.latest.id] = node
         return result
 
-    def _hook(self, site: Site, output: Tensor, *, forward: bool) -> None:
+    def _hook(self, site: Site, output: Tensor) -> None:
         """Outputs without values are not looked at."""
 
     def _settle_activation(self, order: int, candidate: Candidate) -> Site | None:

@@ -16,6 +16,7 @@ from transformers.training_args import ParallelMode
 
 from ...diagnosis import Diagnosis
 from ...errors import UsageError
+from ...settings import Settings
 from ...tracing.trace import quietly
 from ...watching import Watch, watch
 
@@ -37,8 +38,15 @@ class WatchCallback(TrainerCallback):
     `train()` without a word to the callbacks; `close()` then takes the hooks off the model.
     """
 
-    def __init__(self, *, every: int = 50, record: str | Path | None = None, on_spike: bool = True) -> None:
-        self._every, self._record, self._on_spike = every, record, on_spike
+    def __init__(
+        self,
+        *,
+        every: int = 50,
+        record: str | Path | None = None,
+        on_spike: bool = True,
+        settings: Settings | None = None,
+    ) -> None:
+        self._every, self._record, self._on_spike, self._settings = every, record, on_spike, settings
         self._watch: Watch | None = None
         self._diagnosis: Diagnosis | None = None
         self._tap: _Tap | None = None
@@ -84,7 +92,14 @@ class WatchCallback(TrainerCallback):
         self.close()  # a run that an exception ended may be open still
         if state.is_world_process_zero:
             own = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper takes no hooks
-            self._watch = watch(model, optimizer=own, every=self._every, record=self._record, on_spike=self._on_spike)
+            self._watch = watch(
+                model,
+                optimizer=own,
+                every=self._every,
+                record=self._record,
+                on_spike=self._on_spike,
+                settings=self._settings,
+            )
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any

@@ -1,4 +1,4 @@
-"""Assertions in the words of the field, for evenkeel's own tests and for those of packages that add to it."""
+"""Errors in units in the last place, and the assertion that they stay below a bound."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .precision import FORMATS
+from ..precision import FORMATS
 
 _BLOCK = 2048  # elements that stay in cache between two loops over them
 

@@ -1,0 +1,169 @@
+"""The loop closed: a fault, the change that its finding names, training, and the same inspection again.
+
+Each patient is compared with a healthy twin: the same weights, batches and recipe, without the fault. The improvement
+is counted from the untrained twin's loss, on rows that no training sees.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+import evenkeel as ek
+from evenkeel.architectures.offline import offline_and_quiet
+from evenkeel.diagnosis import Diagnosis
+from evenkeel.errors import NotApplicable, UsageError
+from evenkeel.faults import FAULTS, Batch, Fault, Patient, Recipe, loss_of, run
+from evenkeel.schema import Change
+
+from .bases import EVERY_FAMILY, Base
+from .zoo import Size
+
+STEPS = 100
+WITHIN = 0.9
+"""The share of the healthy twin's improvement that a cured model has to reach."""
+
+FAMILIES = ("own-gpt2", "own-llama", "gpt2", "llama", "opt", "gpt_neox", "qwen3", "bert")
+SEEDS = (31, 32)
+
+_SIZE = Size(4, 64)
+_MOST_CHANGES = 3
+_EVALUATED = 4  # batches
+_TRIED_ON = 10_000  # away from the seeds that batches of the training have
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """What came of one cure.
+
+    found: the codes of the fault that were there before. changes: what was applied, in order. cleared: whether none of
+    these codes is left after training. sick, cured: shares of the healthy twin's improvement. reason: why there was
+    nothing to cure, or the change could not be applied.
+    """
+
+    fault: str
+    family: str
+    seed: int
+    found: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+    cleared: bool = False
+    sick: float = float("nan")
+    cured: float = float("nan")
+    reason: str = ""
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the finding is gone and the loss is back."""
+        return self.cleared and self.cured >= WITHIN
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def attempts() -> Iterator[tuple[Fault, str, int]]:
+    """Every cure that is tried: each fault with a change, in each family, with each seed."""
+    for fault in FAULTS.values():
+        if fault.remedy is not None:
+            yield from ((fault, family, seed) for family in FAMILIES for seed in SEEDS)
+
+
+def attempt(fault: Fault, family: str, seed: int) -> Attempt:
+    """Hurt a model, cure it, train both and the healthy twin, and compare."""
+    told = Attempt(fault=fault.name, family=family, seed=seed)
+    with offline_and_quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        try:
+            return _attempted(told, fault, Base(family, _SIZE, seed, 0))
+        except (NotApplicable, UsageError) as error:
+            return replace(told, reason=str(error))
+
+
+def _attempted(told: Attempt, fault: Fault, base: Base) -> Attempt:
+    assert fault.remedy is not None
+    healthy = _patient(base, base.model())
+    start, reached = _loss(healthy), _trained(healthy, base, lambda recipe: recipe)
+    sick = _hurt(fault, base)
+    found = _codes(fault, _diagnosed(sick, fault, base))
+    if not found:
+        return replace(told, reason=f"none of {', '.join(fault.codes)} is found before the cure")
+    cured = _hurt(fault, base)
+    changes = _cure(cured, fault)
+    train = fault.train or (lambda recipe: recipe)
+    gained = start - reached
+    return replace(
+        told,
+        found=found,
+        changes=changes,
+        sick=(start - _trained(sick, base, train)) / gained,
+        cured=(start - _trained(cured, base, train)) / gained,
+        cleared=not _codes(fault, _inspected(cured)),
+    )
+
+
+def _hurt(fault: Fault, base: Base) -> Patient:
+    patient = _patient(base, base.model())
+    if fault.inject is None:
+        return patient
+    return fault.inject(patient, torch.Generator().manual_seed(base.seed)).patient
+
+
+def _cure(patient: Patient, fault: Fault) -> tuple[str, ...]:
+    """Apply the fault's change where the findings say, then whatever change the main findings that are left name."""
+    assert fault.remedy is not None
+    applied: list[Change] = []
+    for _ in range(_MOST_CHANGES):
+        findings = [item for item in _inspected(patient).findings if not item.cause and item.severity != "info"]
+        wanted = [fault.remedy] if not applied else [item.change for item in findings if item.change is not None]
+        change = next((item for item in wanted if item not in applied), None)
+        if change is None:
+            break
+        ek.swap(patient.model, change, batch=patient.batches[0])
+        applied.append(change)
+    return tuple(f"{change.axis}={change.value}" for change in applied)
+
+
+def _patient(base: Base, model: nn.Module) -> Patient:
+    family = EVERY_FAMILY[base.family]
+    batches = family.batches(rows=family.rows, length=family.length, seed=base.seed + _TRIED_ON)
+    return Patient(model, tuple(islice(batches, family.count)))
+
+
+def _trained(patient: Patient, base: Base, train: Callable[[Recipe], Recipe]) -> float:
+    run(train(base.recipe(STEPS)), patient, base.stream())
+    return _loss(patient)
+
+
+def _loss(patient: Patient) -> float:
+    model = patient.model.eval()
+    with torch.no_grad():
+        losses = [loss_of(replace(patient, model=model), batch).item() for batch in patient.batches[:_EVALUATED]]
+    return sum(losses) / len(losses)
+
+
+def _diagnosed(patient: Patient, fault: Fault, base: Base) -> Diagnosis:
+    """An inspection; of a fault of the training, a watched run of a copy."""
+    if fault.train is None:
+        return _inspected(patient)
+    patient = replace(patient, model=copy.deepcopy(patient.model))
+    recipe = fault.train(base.recipe(STEPS))
+    optimizer = recipe.optimizer(patient.model, recipe)
+    with ek.watch(patient.model, optimizer=optimizer, every=5) as watch:
+        run(recipe, patient, base.stream(), watch, optimizer)
+        return watch.diagnose()
+
+
+def _inspected(patient: Patient) -> Diagnosis:
+    batches: tuple[Batch, ...] = patient.batches
+    return ek.inspect(patient.model, batches, loss=patient.loss)
+
+
+def _codes(fault: Fault, diagnosis: Diagnosis) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(item.code for item in diagnosis.findings if item.code in fault.codes))

@@ -1,0 +1,100 @@
+"""How often a diagnosis is right: labelled models, sick and healthy, each measured and judged.
+
+    python benchmarks/faults.py                    # every case, in parallel; goes on where it was stopped
+    python benchmarks/faults.py --sample 80        # so many, spread evenly over the list
+    python benchmarks/faults.py --case ID          # one case, with its whole diagnosis
+
+The splits share neither a family nor a seed: bounds may be tuned on `tune`, `held_out` shows how good they are. The
+bases that cases start from are trained first and kept in the user's cache directory. Outcomes are kept in build/faults,
+in a file named by the sources that they depend on; after a change of these every case runs again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from diagnosis.applying import write_applicable
+from diagnosis.cases import SPLITS, Case, cases, few_cases
+from diagnosis.runner import ROOT, Results, run_all
+from diagnosis.tables import render
+from diagnosis.trial import examine
+
+from evenkeel.catalogue import near_miss
+
+
+def main() -> int:
+    """Run what has not been run and print the tables; or one case and print its diagnosis."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", metavar="ID", help="run this case alone and print its diagnosis")
+    parser.add_argument("--split", choices=SPLITS, help="only the cases of one split")
+    parser.add_argument("--fault", metavar="NAME", nargs="+", help="only these faults; `healthy` is one here")
+    parser.add_argument("--family", metavar="NAME", nargs="+", help="only these families")
+    parser.add_argument(
+        "--sample", metavar="N", type=int, help="only so many of the cases, spread evenly over the list"
+    )
+    parser.add_argument("--few", action="store_true", help="only the 80 cases that CI runs")
+    parser.add_argument(
+        "--applicable", action="store_true", help="find anew which families have a place for which fault"
+    )
+    parser.add_argument("--list", action="store_true", help="print the ids and run nothing")
+    parser.add_argument("--jobs", metavar="N", type=int, default=os.cpu_count(), help="processes (default: all cores)")
+    parser.add_argument("--no-peers", action="store_true", help="leave other tools out")
+    parser.add_argument("--results", metavar="DIR", type=Path, default=ROOT / "build" / "faults")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="where the tables go as well")
+    arguments = parser.parse_args()
+    if arguments.case:
+        return show(arguments.case)
+    if arguments.applicable:
+        write_applicable()
+        return 0
+    chosen = choose(arguments)
+    if arguments.list:
+        print("\n".join(case.id for case in chosen))
+        return 0
+    results = Results(arguments.results)
+    run_all(chosen, results, jobs=arguments.jobs, with_peers=not arguments.no_peers)
+    tables = render([(case, results.outcomes[case.id]) for case in chosen])
+    print(tables)
+    if arguments.out is not None:
+        arguments.out.write_text(f"# Measured diagnoses\n\nMade by `make faults`.\n\n{tables}\n")
+    return 0
+
+
+def choose(arguments: argparse.Namespace) -> Sequence[Case]:
+    """The cases that the options leave."""
+    chosen = [
+        case
+        for case in (few_cases() if arguments.few else cases())
+        if arguments.split in (None, case.split)
+        and (arguments.fault is None or (case.fault or "healthy") in arguments.fault)
+        and (arguments.family is None or case.base.family in arguments.family)
+    ]
+    if arguments.sample is None or arguments.sample >= len(chosen):
+        return chosen
+    return [chosen[index * len(chosen) // arguments.sample] for index in range(arguments.sample)]
+
+
+def show(identity: str) -> int:
+    """Run one case and print what it is and its diagnosis."""
+    known = {case.id: case for case in cases()}
+    if identity not in known:
+        print(f"no case is called {identity!r}; {near_miss(identity, known, '--list prints all')}", file=sys.stderr)
+        return 2
+    case = known[identity]
+    trial = examine(case)
+    print(case)
+    if trial.injury.places:
+        print(f"the fault sits in {', '.join(trial.injury.places)}")
+    print(trial.diagnosis.to_text(width=120))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("stopped; run it again to go on")

@@ -1,0 +1,168 @@
+"""NUM6xx of weights: matrices of the wrong size, and updates that rounding swallows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from ..schema import Evidence, Severity, Site
+from ._examples import Place, at, example
+from ._measurements import Measurements
+from ._rule import Bounds, Case, Need, Rule
+from ._training import has_learned, settled
+
+
+def _judge_size(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
+    trained = sum(measurements.value(site, "elements") for site in measurements.of_kind("parameter"))
+    if 2 * trained < measurements.model.parameters:
+        return  # adapters beside a frozen model start small on purpose
+    gains = {site: measurements.value(site, "gain") for site in sites}
+    live = sorted((site for site in sites if gains[site] > 0), key=lambda site: gains[site])
+    if len(live) < bounds["fewest"]:
+        return
+    small, large = live[3 * len(live) // 4], live[len(live) // 4]
+    learned = has_learned(measurements)
+    limit = bounds["large"] if learned is False else bounds["ever"]
+    if gains[small] < bounds["small"]:
+        sick = [site for site in live if gains[site] < bounds["small"]]
+        yield _wrong_size(sick, gains[small], bounds["small"], "at most", len(live))
+    elif gains[large] > limit:
+        sick = [site for site in live if gains[site] > limit]
+        yield _wrong_size(sick, gains[large], limit, "at least", len(live))
+
+
+def _wrong_size(sick: Sequence[Site], gain: float, bound: float, word: str, count: int) -> Case:
+    effect = "passes on next to nothing" if gain < bound else "blows up whatever it is applied to"
+    return Case(
+        severity="warning",
+        sites=tuple(sick),
+        evidence=(Evidence(stat="gain", value=gain, bound=bound, unit="1"),),
+        message=f"three quarters of the {count} linear maps have a gain of {word} {gain:.2g} (bound {bound:.2g}); "
+        f"independent weights of that size make a map that {effect}",
+        excess=abs(math.log(gain / bound)) if math.isfinite(gain) else math.inf,
+    )
+
+
+def _maps(*gains: float) -> list[Place]:
+    return [
+        at(f"layers.{place}.mlp.up.weight:parameter.parameter", gain=gain, elements=4096.0)
+        for place, gain in enumerate(gains)
+    ]
+
+
+_GUESSING = at("lm_head:head.softmax", loss=9.0, classes=256.0)
+_LEARNED = at("lm_head:head.softmax", loss=2.9, classes=50257.0)
+
+NUM609 = Rule(
+    code="NUM609",
+    name="weights of the wrong size",
+    needs=(Need(kind="parameter", stat="gain"), Need(kind="parameter", stat="elements")),
+    measures="the gain of every trained linear map, weight_rms * (inputs * outputs)^(1/4): by how much independent "
+    "weights of that size change the rms of what they are applied to, forward and backward taken together. Maps of "
+    "zeros and tables that are looked up are left out, and models whose trained parameters are less than half of all.",
+    severities=("warning",),
+    severity="warning",
+    bounds={"small": 0.02, "large": 4.0, "ever": 16.0, "fewest": 4},
+    bound="three quarters of at least 4 maps below 0.02 or above 4. Xavier's init has gain 1, PyTorch's default 0.6, a "
+    "deviation of 0.02 has 0.1 at 32 channels and 1.3 at 4096. A branch is two maps: at 0.02 it adds 0.02^2 = 0.0004 "
+    "of its normed input to the stream, a tenth of what bfloat16 can resolve beside it (2^-8). Queries and keys of "
+    "gain 4 have scores with a deviation of 4^2 = 16 under 1/sqrt(d), and a softmax of independent scores is one-hot "
+    "from sqrt(2 ln n) on: 3.7 for n = 1024 keys, 5.1 for half a million. Weights that have learned are larger and no "
+    "longer independent: where the loss is better than guessing, or is not known, the bound is 16.",
+    explains=("NUM606", "ATT301", "ATT302", "ATT303", "ATT304", "OUT401", "OUT402", "OUT403", "GRD501", "GRD502"),
+    why="The size of the weights decides how much of a signal arrives behind a few layers: too small and a block does "
+    "nothing, too large and softmax, activations and head work at their ends from the first step on.",
+    advice=(
+        "Draw weights with a deviation of 1/sqrt(inputs), or 0.02 at the usual widths.",
+        "Check for an init that was applied twice, to the wrong module, or not at all.",
+        "Where weights are scaled by hand, scale the output by the inverse or follow muP.",
+    ),
+    try_command="evenkeel rules NUM609",
+    source="Glorot and Bengio 2010; He et al. 2015; Radford et al. 2019; bounds derived here",
+    firing=(
+        example("an init a hundred times too small", *_maps(0.002, 0.002, 0.002, 0.003), _GUESSING),
+        example("N(0, 1) weights at 64 channels", *_maps(8.0, 8.0, 10.5, 8.0), _GUESSING),
+    ),
+    silent=(
+        example("a deviation of 0.02 at 64 channels", *_maps(0.16, 0.06, 0.21, 0.08), _GUESSING),
+        example("maps of zeros behind every branch", *_maps(0.6, 0.0, 0.6, 0.0, 0.6, 0.6), _GUESSING),
+        example("GPT-2 as it was trained", *_maps(5.2, 4.1, 5.0, 4.4, 7.0), _LEARNED),
+    ),
+    judge=_judge_size,
+)
+
+
+def _judge_lost(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
+    judged = [site for site in sites if settled(measurements, site, fewest=int(bounds["fewest"]))]
+    best = {site: max(_history(measurements, site, "changed_share")) for site in judged}
+    grades: tuple[tuple[Severity, str], ...] = (("warning", "lost"), ("info", "half"))
+    for severity, name in grades:
+        bound = bounds[name]
+        sick = sorted((site for site in judged if best[site] < bound), key=lambda site: best[site])
+        if sick and 2 * len(sick) >= len(judged):
+            yield _lost(sick, best[sick[-1]], bound, severity, len(judged), measurements.model.dtype)
+            return
+
+
+def _history(measurements: Measurements, site: Site, stat: str) -> list[float]:
+    return [values[0] for _, values in measurements.history(site, stat, "update")]
+
+
+def _lost(sick: list[Site], share: float, bound: float, severity: Severity, count: int, dtype: str) -> Case:
+    return Case(
+        severity=severity,
+        sites=tuple(sick),
+        evidence=(Evidence(stat="changed_share", value=share, bound=bound, unit="share"),),
+        message=f"in {len(sick)} of {count} {dtype} weights no measured step changed more than a share of "
+        f"{share:.2g} of the elements that have a gradient (bound {bound:.2g})",
+        excess=bound - share,
+    )
+
+
+def _halves(*shares: float, steps: int = 4, rate: float = 1e-5) -> list[Place]:
+    return [
+        at(
+            f"layers.{place}.mlp.up.weight:parameter.parameter",
+            step=10 * step,
+            gain=1.0,
+            update={"changed_share": share, "learning_rate": rate, "planned_learning_rate": rate},
+        )
+        for place, share in enumerate(shares)
+        for step in range(steps)
+    ]
+
+
+NUM610 = Rule(
+    code="NUM610",
+    name="updates lost to rounding",
+    needs=(
+        Need(kind="parameter", stat="gain"),
+        Need(kind="parameter", stat="changed_share", phase="update"),
+        Need(kind="parameter", stat="learning_rate", phase="update"),
+    ),
+    measures="of a 16-bit matrix's elements that have a gradient, the share that an optimizer step gave another value: "
+    "the largest of all measured steps. A matrix that the optimizer keeps in float32 as well loses nothing.",
+    severities=("warning", "info"),
+    severity="warning where less than a quarter changed, info where less than half did; in at least half of the "
+    "matrices",
+    bounds={"lost": 0.25, "half": 0.5, "fewest": 3},
+    bound="1/4, over at least 3 measured steps, once the learning rate no longer rises. A step that is smaller than "
+    "half the distance to the next number leaves a weight as it is: in bfloat16 that is 2^-9 to 2^-8 of the weight, "
+    "so a full step of Adam at 1e-5 reaches only weights below 2^-8 = 0.004, 15% of those with a deviation of 0.02, "
+    "one at 1e-4 those below 2^-5, 88%; past the first steps Adam's are a third of that, 5% and 30%.",
+    explains=("RUN805",),
+    why="What rounding swallows is not made up for later: the weights stand still while gradients and loss look sound.",
+    advice=(
+        "Keep the weights in float32 and compute under autocast, or let the optimizer hold a float32 copy.",
+        "Round stochastically when the update is added.",
+        "Raise the learning rate, as far as the run allows.",
+    ),
+    try_command="evenkeel rules NUM610",
+    source="Zamirai et al. 2020, Revisiting BFloat16 Training; Micikevicius et al. 2018, section 3.1",
+    firing=(example("bfloat16 weights at 1e-5", *_halves(0.1, 0.12, 0.08), dtype="bfloat16"),),
+    silent=(
+        example("bfloat16 weights at 3e-4", *_halves(0.97, 0.98, 0.96, rate=3e-4), dtype="bfloat16"),
+        example("too few steps to tell", *_halves(0.0, 0.0, 0.0, steps=2), dtype="bfloat16"),
+    ),
+    judge=_judge_lost,
+)
