@@ -27,7 +27,7 @@ from evenkeel.training import adamw, byte_batches, train
 
 INJECTED = [name for name, fault in FAULTS.items() if fault.inject is not None and fault.train is None]
 TRAINED = [name for name, fault in FAULTS.items() if fault.train is not None]
-LEARNED = ("overconfident", "wrong_tokenizer")
+LEARNED = ("overconfident",)
 """Faults of models that have learned something."""
 
 OURS = ("ours", "ours, QK-norm, packed", "ours as GPT-2")
@@ -314,15 +314,6 @@ class TestWhatFaultsDo:
         factor = float(after.norm() / before.norm())
         assert after.amax(-1).mean() > 250
         torch.testing.assert_close(after, factor * before, rtol=1e-3, atol=1e-2 * factor)
-
-    def test_a_tokenizer_is_exchanged_for_another(self) -> None:
-        healthy = trained()
-        ids = healthy.batches[0]["input_ids"]
-        other = injured("wrong_tokenizer", healthy).patient.batches[0]
-        assert torch.equal(other["input_ids"], other["labels"])
-        assert not torch.equal(other["input_ids"], ids)
-        pairs = {(int(a), int(b)) for a, b in zip(ids.flatten(), other["input_ids"].flatten(), strict=True)}
-        assert len({a for a, _ in pairs}) == len({b for _, b in pairs}) == len(pairs)
 
     @pytest.mark.parametrize("where", ["ours", "gpt2", "bloom"])
     def test_a_softmax_by_hand_is_a_softmax_where_scores_are_small(self, where: str) -> None:

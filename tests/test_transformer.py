@@ -100,6 +100,21 @@ def test_variants_of_one_seed_share_what_they_have_in_common() -> None:
     assert not torch.equal(first["blocks.0.attention.key.weight"], first["blocks.0.attention.query.weight"])
 
 
+def test_nothing_of_a_start_depends_on_the_global_random_state() -> None:
+    biased = replace(
+        SMALL,
+        attention=replace(SMALL.attention, bias=True, output_bias=True),
+        feedforward=replace(SMALL.feedforward, bias=True),
+        head=replace(SMALL.head, tied=False, bias=True),
+    )
+    torch.manual_seed(1)
+    first = Transformer(biased, seed=3).state_dict()
+    torch.manual_seed(2)
+    second = Transformer(biased, seed=3).state_dict()
+    assert any(name.endswith("bias") for name in first)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_packed_matrices_start_as_those_that_are_apart() -> None:
     packed = replace(SMALL, feedforward=replace(SMALL.feedforward, packed=True))
     torch.testing.assert_close(Transformer(packed)(IDS).logits, Transformer(SMALL)(IDS).logits, rtol=1e-5, atol=1e-5)

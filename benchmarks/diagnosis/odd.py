@@ -308,7 +308,7 @@ ODD: dict[str, Family] = {
         _hub("mixtral", _experts(num_local_experts=4)),
         _hub("qwen3_moe", _experts(num_experts=4)),
         _hub("olmoe", _experts(num_experts=8)),
-        _hub("gpt_oss", _experts(num_local_experts=4)),
+        _hub("gpt_oss", _experts(num_local_experts=4, output_router_logits=True)),
         _hub("deepseek_v3", _deepseek),
         _hub("granite", _granite),
         _hub("nemotron", gated),

@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
 from .instruments import Instrument, Stat, for_kind
-from .schema import Reading, Site, clean_name
+from .schema import Reading, Site, SiteKind, clean_name
 from .tracing.events import Event, ParameterEvent
 from .tracing.structure import Structure
 from .tracing.trace import quietly
@@ -30,13 +30,17 @@ class Measurement:
     def __init__(self) -> None:
         self._sites: dict[str, Site] = {}
         self._instruments: dict[str, list[Instrument]] = {}
+        self._of_kind: dict[SiteKind, tuple[type[Instrument], ...]] = {}
 
     def observe(self, site: Site, event: Event) -> None:
         """Let the instruments of a site see an event; the first event creates them."""
-        if site.id not in self._instruments:
-            self._instruments[site.id] = [create() for create in for_kind(site.kind)]
+        instruments = self._instruments.get(site.id)
+        if instruments is None:
+            if site.kind not in self._of_kind:
+                self._of_kind[site.kind] = for_kind(site.kind)
+            instruments = self._instruments[site.id] = [create() for create in self._of_kind[site.kind]]
             self._sites[site.id] = site
-        for instrument in self._instruments[site.id]:
+        for instrument in instruments:
             instrument.observe(event)
 
     def replace(self, site: Site, event: Event) -> None:
@@ -212,21 +216,24 @@ class _Parameters:
 
     def _after_step(self, names: list[str]):
         def see(optimizer: Optimizer, *_: object) -> None:
-            groups = {id(item): group for group in optimizer.param_groups for item in group["params"]}
             with quietly():
+                rates: dict[int, tuple[Tensor, Tensor]] = {}
+                for group in optimizer.param_groups:
+                    rates |= dict.fromkeys(map(id, group["params"]), (_rate(group["lr"]), _planned(group)))
                 for name in names:
                     before, parameter = self._before.pop(name), self._trained[name]
                     if name not in self._seen:
                         self._seen.add(name)
                         self._measurement.observe(_site(name), self._weight(name, before))
-                    group = groups.get(id(parameter))
+                    held = id(parameter) in rates
+                    rate, planned = rates.get(id(parameter), (None, None))
                     update = torch.sub(parameter.detach(), before, out=before)
                     event = ParameterEvent(
                         update=update,
-                        changed=None if group is None else _changed(parameter, update, optimizer),
-                        optimized=group is not None,
-                        learning_rate=None if group is None else _rate(group["lr"]),
-                        planned_rate=None if group is None else _planned(group),
+                        changed=_changed(parameter, update, optimizer) if held else None,
+                        optimized=held,
+                        learning_rate=rate,
+                        planned_rate=planned,
                     )
                     self._measurement.observe(_site(name), event)
 

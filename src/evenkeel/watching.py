@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,11 @@ _SMALLEST = 0.01  # and at least one percent of the loss, for runs whose loss ha
 
 
 class SpikeDetector:
-    """Tells a jump of the loss from its noise: deviations from the recent median, in units of 1.4826·MAD."""
+    """Tells a jump of the loss from its noise: deviations from the median of the last losses.
+
+    The unit is 1.4826/√2 times the median change from one loss to the next: the deviation of normal noise, and hardly
+    more where the loss is falling.
+    """
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=_WINDOW)
@@ -45,8 +50,8 @@ class SpikeDetector:
             return math.inf
         found = None
         if len(self._recent) >= _ENOUGH:
-            median = statistics.median(self._recent)
-            spread = 1.4826 * statistics.median(abs(item - median) for item in self._recent)
+            median = statistics.median(list(self._recent)[-_ENOUGH:])
+            spread = 1.4826 / math.sqrt(2) * statistics.median(abs(b - a) for a, b in pairwise(self._recent))
             deviations = (loss - median) / max(spread, 1e-12)
             if deviations > _JUMP and loss - median > _SMALLEST * abs(median):
                 found = deviations

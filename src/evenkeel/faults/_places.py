@@ -253,7 +253,13 @@ class Anatomy:
             gain.data.zero_()
             moved = module(unit * 8)
             gain.data.copy_(kept)
-        return Norm(self.survey.path_of(module), module, offset=bool((moved - moved[..., :1]).abs().max() > 0.01))
+        return Norm(self.survey.path_of(module), module, offset=_differs(moved))
+
+
+def _differs(output: Tensor) -> bool:
+    """Whether what comes out depends on the token."""
+    rows = output.reshape(-1, output.shape[-1])
+    return bool((rows - rows[:1]).abs().max() > 0.01)
 
 
 def first_rows(batch: Batch, rows: int) -> Batch:

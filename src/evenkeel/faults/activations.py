@@ -126,7 +126,7 @@ FAULTS = (
             f"Every block's feed-forward has a {op} between its maps and no residual branch around it.",
             _plain_stack,
             "ARC702",
-            ("ARC704", "GRD502", "NUM606", "ATT302"),
+            ("ARC704", "GRD502", "NUM606", "ATT302", "OUT401", "OUT403"),
         )
         for op in ("sigmoid", "tanh")
     ),

@@ -67,7 +67,7 @@ FAULTS = (
         name="gate_open",
         story="The map into the gate of some blocks has a bias so far up that the gate is a constant.",
         source="a forget gate's bias of 1 taken too far; Jozefowicz et al. 2015",
-        codes=("GLU202",),
+        codes=("GLU202", "GLU201"),
         may=("ACT101", "ACT102", "ACT103", "NUM602", "NUM607"),
         inject=_open,
     ),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,7 +15,7 @@ from ..schema import Change
 from ..surgery.heads import losses
 from ._draws import between
 from ._edits import LossReplaced, change_calls
-from ._fault import Batch, Fault, Injury, Patient
+from ._fault import Fault, Injury, Patient
 from ._patients import loss_now
 from ._places import Anatomy
 
@@ -95,24 +94,6 @@ def of_sigmoids(logits: Tensor, target: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, F.one_hot(target, logits.shape[-1]).to(logits.dtype))
 
 
-def _wrong_tokenizer(patient: Patient, generator: torch.Generator) -> Injury:
-    anatomy = Anatomy(patient)
-    _require_learned(patient, anatomy)
-    _, embedding = anatomy.embedding()
-    permutation = torch.randperm(embedding.num_embeddings, generator=generator)
-    batches = tuple(_renamed(batch, permutation) for batch in patient.batches)
-    return Injury(replace(patient, batches=batches))
-
-
-def _renamed(batch: Batch, permutation: Tensor) -> Batch:
-    """A batch with other ids for its tokens, labels included; negative ones stand for none."""
-    named = {}
-    for name, item in batch.items():
-        is_tokens = name in ("input_ids", "labels", "decoder_input_ids")
-        named[name] = torch.where(item < 0, item, permutation.to(item.device)[item.clamp(min=0)]) if is_tokens else item
-    return named
-
-
 FAULTS = (
     Fault(
         name="logit_drift",
@@ -127,7 +108,7 @@ FAULTS = (
         name="overconfident",
         story="The logits of a trained model are three times as large as its data bears out, or more.",
         source="Guo et al. 2017, On Calibration of Modern Neural Networks",
-        codes=("OUT402",),
+        codes=("OUT402", "OUT401"),
         may=("OUT401", "OUT403"),
         inject=_overconfident,
     ),
@@ -145,13 +126,5 @@ FAULTS = (
         source="binary cross-entropy over classes of which exactly one is right; Bridle 1990 for the softmax",
         codes=("OUT405",),
         inject=partial(_other_loss, of_sigmoids),
-    ),
-    Fault(
-        name="wrong_tokenizer",
-        story="A trained model reads the ids of another tokenizer.",
-        source="a tokenizer and weights that do not belong together",
-        codes=("OUT403",),
-        may=("OUT402",),
-        inject=_wrong_tokenizer,
     ),
 )

@@ -129,7 +129,7 @@ FAULTS = (
         story="The causal mask starts one diagonal too low, so that a token does not see itself and the first nothing.",
         source="torch.tril(mask, -1) for torch.tril(mask)",
         codes=("ATT306",),
-        may=("NUM601", "OUT403"),
+        may=("NUM601", "OUT403", "OUT406"),
         inject=_masked_row,
     ),
     Fault(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from ..errors import NotApplicable
 from ..surgery.samples import made_up
 from ..training import adamw
 from ._draws import between
@@ -65,6 +66,8 @@ def _collapsing(recipe: Recipe) -> Recipe:
 def _fast_queries(model: nn.Module, recipe: Recipe) -> Optimizer:
     """The usual optimizer, with queries and keys at a hundred times its rate."""
     anatomy = Anatomy(Patient(model, (made_up(model),)))
+    if any(item.query_norm is not None for item in anatomy.attended):
+        raise NotApplicable("queries and keys are normalised, so their maps' size does not reach the scores")
     fast = {id(made.module.weight) for item in anatomy.attended for made in (item.query_map, item.key_map)}
     optimizer = adamw(model, learning_rate=recipe.learning_rate)
     for group in list(optimizer.param_groups):

@@ -76,7 +76,7 @@ FAULTS = (
         story="Attention by hand multiplies queries and keys in float16 before it scales them, and they overflow.",
         source="65,504 is float16's largest number; GPT-J computes its scores in float32 for it",
         codes=("NUM601",),
-        may=("NUM602", "ATT301", "ATT303", "ATT304", "GRD501", "GRD502", "OUT403"),
+        may=("NUM602", "ATT301", "ATT303", "ATT304", "GRD501", "GRD502", "OUT403", "ATT306"),
         inject=_half_scores,
     ),
 )

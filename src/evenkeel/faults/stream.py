@@ -114,7 +114,7 @@ def _removed(part: str) -> Fault:
         story=f"The {'attention' if part == 'attention' else 'feed-forward'} of some blocks lost its residual branch.",
         source="He et al. 2016, Deep Residual Learning; Dong et al. 2021, Attention Is Not All You Need",
         codes=("ARC704",),
-        may=("GRD501", "GRD502", "OUT403", "NUM606", "ATT302"),
+        may=("GRD501", "GRD502", "OUT401", "OUT403", "NUM606", "ATT302", "ACT102"),
         inject=partial(_without_residual, axis),
         remedy=Change(axis, True),
     )

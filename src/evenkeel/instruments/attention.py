@@ -25,6 +25,7 @@ class AttentionInstrument:
     rows is NaN (a head all of whose rows are masked); relative entropies are left out where no row can see two keys.
     score_scale, what products of queries and keys are multiplied by, and head_dim are there where a call tells them.
     max_logit is infinite where scores that the model made by itself (no fused call) overflowed.
+    added_max: the largest value that a call added to the product of queries and keys, as ALiBi's bias.
     blind_rows: of the masked rows, those that are no padding by the mask either: where queries and keys are the same
     tokens, a token that sees nothing and that nobody sees is padding.
     """
@@ -43,6 +44,7 @@ class AttentionInstrument:
     BLIND_ROWS = Stat("blind_rows", "rows", axis="head")
     SCORE_SCALE = Stat("score_scale", "1")
     HEAD_DIM = Stat("head_dim", "channels")
+    ADDED_MAX = Stat("added_max", "logits")
     stats: ClassVar[tuple[Stat, ...]] = (
         ENTROPY,
         ENTROPY_RELATIVE,
@@ -57,17 +59,21 @@ class AttentionInstrument:
         BLIND_ROWS,
         SCORE_SCALE,
         HEAD_DIM,
+        ADDED_MAX,
     )
 
     def __init__(self) -> None:
         self._summary: AttentionSummary | None = None
         self._blind: Tensor | None = None
         self._overflowed: Tensor | None = None
+        self._added: Tensor | None = None
         self._most_keys = 0
         self._scale: tuple[float, int] | None = None
 
     def observe(self, event: Event) -> None:
         assert isinstance(event, AttentionEvent)
+        if event.added is not None and event.added.numel():
+            self._note_added(event.added.amax().double())
         if event.scores is not None:
             queries, keys = event.scores.shape[2:]
             self._note_overflow((event.scores == torch.inf).any(3).any(2).any(0))
@@ -92,10 +98,15 @@ class AttentionInstrument:
 
     def merge(self, other: AttentionInstrument) -> None:
         self._scale = self._scale or other._scale
+        if other._added is not None:
+            self._note_added(other._added)
         if other._overflowed is not None:
             self._note_overflow(other._overflowed)
         if other._summary is not None and other._blind is not None:
             self._take_in(other._summary, other._most_keys, other._blind)
+
+    def _note_added(self, largest: Tensor) -> None:
+        self._added = largest if self._added is None else torch.maximum(self._added, largest)
 
     def _note_overflow(self, heads: Tensor) -> None:
         self._overflowed = heads if self._overflowed is None else self._overflowed | heads
@@ -130,6 +141,8 @@ class AttentionInstrument:
         if self._scale is not None:
             scale, dim = (torch.full_like(summary.maximum[0], float(number)) for number in self._scale)
             found |= {self.SCORE_SCALE: scale, self.HEAD_DIM: dim}
+        if self._added is not None:
+            found[self.ADDED_MAX] = self._added
         return found
 
 

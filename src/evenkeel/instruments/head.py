@@ -29,8 +29,8 @@ class HeadInstrument:
     optimal_temperature: of 25 temperatures from 1/4 to 4, a sixth of an octave apart, the one with the smallest loss
     over an even sample of each call's rows (all rows up to 2 million logits, beyond that at least 64);
     temperature_gain: how far that loss lies below the sample's own. target_entropy: of the classes' shares of all
-    targets, what knowing nothing but these would cost. echo_share: of the rows behind another, the share whose largest
-    logit is that of the row before's target, the token that was just read where the next one is asked for.
+    targets, what knowing nothing but these would cost. echo_share: of the rows behind another of their call, the share
+    whose largest logit is that of the row before's target, the token just read where the next one is asked for.
     """
 
     kind: ClassVar[SiteKind] = "head"
@@ -67,7 +67,7 @@ class HeadInstrument:
             wanted = torch.ones(rows, dtype=torch.bool, device=event.logits.device)
         else:
             self._with_targets = True
-            wanted = (targets != event.ignore_index) & (targets >= 0) & (targets < classes)
+            wanted = _wanted(targets, event)
         safe = torch.where(wanted, targets, 0)
         every = 0 if event.targets is None else -(-rows // max(64, _SAMPLE // classes))
         described, heated = logit_statistics(event.logits, every)
@@ -79,7 +79,7 @@ class HeadInstrument:
             counts = described.new_zeros(classes).scatter_add_(0, safe, wanted.double())
             self._take_in({"temperature_loss": _losses(below_top[::every], wanted[::every], heated)})
             self._take_in({"temperature_rows": wanted[::every].sum().double(), "targets": counts})
-            self._take_in(_echoes(safe, wanted, described[:, 0]))
+            self._take_in(_echoes(event, targets, described[:, 0]))
 
     def merge(self, other: HeadInstrument) -> None:
         self._with_targets = self._with_targets or other._with_targets
@@ -154,10 +154,20 @@ def _distributions(logits: Tensor, wanted: Tensor, described: Tensor) -> dict[st
     return {"distributions": found.sum().double(), "sampled": wanted[::every].sum().double()}
 
 
-def _echoes(targets: Tensor, wanted: Tensor, choice: Tensor) -> dict[str, Tensor]:
+def _wanted(targets: Tensor, event: HeadEvent) -> Tensor:
+    """Which of the targets are classes that count."""
+    return (targets != event.ignore_index) & (targets >= 0) & (targets < event.logits.shape[1])
+
+
+def _echoes(event: HeadEvent, targets: Tensor, choice: Tensor) -> dict[str, Tensor]:
     """How many rows choose the target of the row before them."""
+    if event.before is None:
+        choice = choice[1:]
+    else:
+        targets = torch.cat([event.before, targets])
+    wanted = _wanted(targets, event)
     followers = wanted[1:] & wanted[:-1]
-    echoes = followers & (choice[1:] == targets[:-1])
+    echoes = followers & (choice == targets[:-1])
     return {"echoes": echoes.sum().double(), "followers": followers.sum().double()}
 
 

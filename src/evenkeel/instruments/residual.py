@@ -15,14 +15,16 @@ from ..tracing.events import Event, GradientEvent, OutputEvent, StreamEvent
 from ._protocol import Stat
 from ._rows import some_rows
 
+_ROUNDING = 1e-12  # of a sum of squares, what is left when its mean is taken off
+
 
 class ResidualInstrument:
     """residual_rms; residual_absmax_ratio, the largest |x| over the median |x|; gradient_rms of the loss by the output.
 
-    A stream of nothing but zeros has ratio 0. Of an even sample of tokens, at most 16,384 values or 32 tokens a call:
-    top_channel_share, the largest mean share of one channel in a token's energy; input_cosine, between what the block
-    was given and what it gives. carries_input: 1 where in every call the input came through the block or past it, by a
-    way of elementwise functions alone; 0 where it did not.
+    A stream of nothing but zeros has ratio 0. Of an even sample of tokens, at most 16,384 values or 32 tokens a
+    call: top_channel_share, the largest mean share of one channel in a token's energy; input_cosine, between what
+    the block was given and what it gives, each less its mean over the tokens. carries_input: 1 where in every call
+    the input came through the block or past it, by a way of elementwise functions alone; 0 where it did not.
     """
 
     kind: ClassVar[SiteKind] = "residual"
@@ -60,6 +62,7 @@ class ResidualInstrument:
         if event.input is not None:
             given = _tokens(event.input)
             self._add("products", torch.stack([(rows * given).sum(), squares.sum(), given.square().sum()]), len(rows))
+            self._add("means", torch.stack([rows.sum(0), given.sum(0)]), len(rows))
 
     def merge(self, other: ResidualInstrument) -> None:
         self._sizes.merge(other._sizes)
@@ -91,8 +94,11 @@ class ResidualInstrument:
             found[self.ABSMAX_RATIO] = torch.where(self._largest == 0, 0, self._largest / self._sizes.median())
             found[self.TOP_CHANNEL] = means["channels"].amax()
         if "products" in means:
-            product, own, given = means["products"].unbind()
-            found[self.INPUT_COSINE] = torch.where(product == 0, 0, product / (own * given).sqrt())
+            mean, given_mean = means["means"]
+            constant = torch.stack([(mean * given_mean).sum(), mean.square().sum(), given_mean.square().sum()])
+            product, own, given = (means["products"] - constant).unbind()
+            alike = (means["products"] - constant)[1:] <= _ROUNDING * means["products"][1:]  # all tokens, or one
+            found[self.INPUT_COSINE] = torch.where(alike.any(), 0, product / (own * given).sqrt())
             if self._carries is not None:
                 found[self.CARRIES_INPUT] = torch.full_like(product, float(self._carries))
         return found

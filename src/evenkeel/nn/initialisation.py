@@ -12,13 +12,16 @@ _PACKED, _PARTS = ".gate_up.", (".gate.", ".up.")
 
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int, *, deviations: dict[str, float]) -> None:
-    """Draw every matrix from N(0, 1/fan_in), so that products keep their input's variance; vectors stay as they are.
+    """Draw every matrix from N(0, 1/fan_in), so that products keep their input's variance; biases are 0, other vectors
+    stay as they are.
 
     deviations: by parameter name, where another standard deviation is wanted. What two models of one seed have in
     common by name and shape starts the same in both, whatever the device, and packed matrices as those that are apart.
     """
     for name, parameter in model.named_parameters():
-        if name in deviations or parameter.dim() >= 2:
+        if name.endswith("bias") and name not in deviations:
+            parameter.zero_()
+        elif name in deviations or parameter.dim() >= 2:
             deviation = deviations[name] if name in deviations else parameter.shape[-1] ** -0.5
             parts = [name.replace(_PACKED, part) for part in _PARTS] if _PACKED in name else [name]
             for part, piece in zip(parts, parameter.chunk(len(parts)), strict=True):

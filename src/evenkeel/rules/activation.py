@@ -79,7 +79,7 @@ ACT101 = Rule(
         "Lower the init scale or the learning rate of the layer in front, and check its bias.",
     ),
     change=Change("feedforward.activation", "silu"),
-    explains=("ACT102", "GLU201"),
+    explains=("ACT102", "GLU201", "GRD501"),
     claims=("C01", "C03", "C09"),
     try_command="evenkeel demo",
     source="bound derived here; LeCun et al. 1998, Efficient BackProp; sparsity: Li et al. 2023, The Lazy Neuron "

@@ -137,6 +137,7 @@ ARC702 = Rule(
     severity="warning",
     bound="sigmoid, tanh, hardsigmoid, hardtanh or softsign between two linear maps of a block. As gates, in routers "
     "and in recurrences they are at home.",
+    explains=("ACT101", "ACT103", "GRD501"),
     why="Their gradient vanishes for large inputs of either sign, and in the field's comparisons they train to a "
     "worse loss than GELU, SiLU or ReLU (final loss 1.867 for sigmoid against 1.838, Narang et al. 2021).",
     advice=(

@@ -125,7 +125,9 @@ def _judge_cut(measurements: Measurements, sites: tuple[Site, ...], bounds: Boun
         for site in sites
         if (module := site.path.rpartition(".")[0]) in leaves and (module in inside or order[module] < start)
     }
-    reached = [site for site in sites if measurements.history(site, "gradient_rms", "backward")]
+    reached = [
+        site for site in measurements.of_kind("parameter") if measurements.history(site, "gradient_rms", "backward")
+    ]
     cut = sorted((site for site in concerned if site not in reached), key=lambda site: -concerned[site])
     if not reached or not any(site.path.rpartition(".")[0] in inside for site in cut):
         return
@@ -135,7 +137,7 @@ def _judge_cut(measurements: Measurements, sites: tuple[Site, ...], bounds: Boun
         evidence=(Evidence(stat="gradient_rms", value=0.0, bound=0.0, unit="matrices with a gradient"),),
         message=f"{len(cut)} of {len(concerned)} trained matrices in and before the blocks ran and got no gradient at "
         f"all, {cut[0].path} the last of them: its output, or what is computed from it, is detached; "
-        f"{len(reached)} others have one",
+        f"{len(reached)} other parameters have one",
         excess=len(cut),
     )
 

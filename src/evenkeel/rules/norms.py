@@ -199,10 +199,27 @@ NUM605 = Rule(
 )
 
 
+def _epsilon(measurements: Measurements, site: Site) -> float:
+    """What a norm adds to the variance, read back from its share of the sum; 0 where it is no large part of it."""
+    share, size = (measurements.value(site, stat) for stat in ("epsilon_share", "input_rms"))
+    return 0.0 if share <= _STARVED else size**2 * share / max(1 - share, 2.0**-52)
+
+
 def _judge_starved(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     reading = [site for site in sites if measurements.value(site, "reads_stream") > 0]
     starved = [site for site in reading if measurements.value(site, "epsilon_share") > bounds["share"]]
     most = len(starved) > 1 and len(starved) >= bounds["norms"] * len(reading)
+    for site in sites:
+        epsilon = _epsilon(measurements, site)
+        if epsilon > bounds["epsilon"]:
+            yield Case(
+                severity="warning",
+                sites=(site,),
+                evidence=(Evidence(stat="epsilon_share", value=epsilon, bound=bounds["epsilon"], unit="epsilon"),),
+                message=f"{site.path} adds an epsilon of about {epsilon:.2g} to the variance of its input (bound "
+                f"{bounds['epsilon']:g}): it divides by that and does not normalise",
+                excess=epsilon,
+            )
     for site in starved:
         share, size = (measurements.value(site, stat) for stat in ("epsilon_share", "input_rms"))
         yield Case(
@@ -225,12 +242,14 @@ NUM606 = Rule(
     ),
     measures="epsilon / (variance + epsilon) in every norm that reads the residual stream, mean over tokens",
     severities=("warning", "info"),
-    severity="warning where at least half of the stream's norms are starved, else info",
-    bounds={"share": _STARVED, "norms": 0.5},
+    severity="warning where at least half of the stream's norms are starved, and for an epsilon that no model uses, "
+    "wherever the norm stands; else info",
+    bounds={"share": _STARVED, "norms": 0.5, "epsilon": 0.01},
     bound="more than half: epsilon then outweighs the variance, and the norm multiplies by a constant near "
     "1/sqrt(epsilon) instead of normalising. Epsilon 1e-5 takes over below an rms of 0.003, 1e-6 below 0.001. One norm "
     "alone, behind a small embedding (RWKV, Mistral), is meant so; branches bring the stream up behind it. Norms "
-    "behind branches are left out: at initialisation their inputs are small in good models too.",
+    "behind branches are left out: at initialisation their inputs are small in good models too. Epsilons in use run "
+    "from 1e-12 to 1e-3; one above 0.01 is a mistake by itself.",
     why="The stream is far smaller than the model was made for: its weights were initialised too small, and every "
     "norm's output, and with it every branch, is too small as well.",
     advice=(
@@ -246,6 +265,11 @@ NUM606 = Rule(
             _norm("layers.0.norm", epsilon_share=0.999, input_rms=2e-5),
             _norm("layers.1.norm", epsilon_share=0.998, input_rms=3e-5),
             _norm("norm", epsilon_share=0.998, input_rms=3e-5),
+        ),
+        example(
+            "an epsilon of 1e6 behind a branch",
+            _norm("layers.0.norm"),
+            _norm("layers.0.post", epsilon_share=0.99999999, input_rms=0.17, output_rms=1.7e-4, reads_stream=0.0),
         ),
         example(
             "a small embedding alone",

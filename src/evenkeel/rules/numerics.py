@@ -107,6 +107,7 @@ NUM601 = Rule(
     "(`inside`), is not finite; else a parameter that is not although no output shows it (a row that is never looked "
     "up); where the forward pass is clean, the module that gets finite gradients in the backward pass and sends on "
     "others.",
+    explains=("RUN801", "RUN803"),
     why="One NaN or infinity reaches everything computed from it, and one optimizer step carries it into all weights.",
     advice=(
         "Look at the module that is named: its parameters first, then its inputs (NUM602 shows overflow coming).",

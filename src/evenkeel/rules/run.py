@@ -177,9 +177,10 @@ RUN801 = Rule(
         "info",
     ),
     severity="error where the loss is not finite; warning for a jump; info where the loss came back to where it was",
-    bound="a loss that is not finite, or a jump: more than 6 robust deviations (1.4826 times the median absolute "
-    "deviation) above the median of the 64 steps before, and more than 1% of it; on normal noise that happens once in "
-    "10^9 steps. A reading has left its range when it lies further outside the span of its last 16 measured values "
+    bound="a loss that is not finite, or a jump: more than 6 robust deviations above the median of the last 16 "
+    "steps, and more than 1% of it; on normal noise that happens once in 10^9 steps. The deviation is 1.4826 / sqrt(2) "
+    "times the median change from one step to the next over 64 steps, which hardly feels that a loss is falling. A "
+    "reading has left its range when it lies further outside the span of its last 16 measured values "
     "than that span is wide.",
     why="A spike is a step that the model could not digest: an odd batch, a learning rate at the edge of stability, "
     "or logits that had grown before. Which of them shows in what moved first.",

@@ -17,8 +17,8 @@ _SINK = 0.5  # a head that rests on the first key most of the time is idle
 def _judge_large(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     for site in sites:
         logits = measurements.values(site, "max_logit")
-        largest = max(logits)
-        if largest <= bounds["clipped"]:
+        largest, added = max(logits), measurements.value(site, "added_max")
+        if largest - (0.0 if math.isnan(added) else max(0.0, added)) <= bounds["clipped"]:
             continue
         bound = bounds["diverges"] if largest > bounds["diverges"] else bounds["clipped"]
         yield Case(
@@ -44,7 +44,8 @@ ATT303 = Rule(
     severity="error above 10,000, where scores that overflow count as infinite; warning above 100",
     bounds={"diverges": 10000.0, "clipped": 100.0},
     bound="10,000: every run whose largest logit passed it diverged (Wortsman et al. 2023). 100: the level at which "
-    "Kimi K2's QK-clip and Megatron's hold them; without it they passed 1,000.",
+    "Kimi K2's QK-clip and Megatron's hold them; without it they passed 1,000. What positions add to the scores "
+    "(ALiBi) is no part of it: its largest value is taken off where a call adds it.",
     why="Logits that grow without limit turn the softmax into a hard choice, cost precision (in bfloat16 neighbours "
     "lie 0.5 apart at 100) and precede divergence.",
     advice=(
@@ -63,7 +64,13 @@ ATT303 = Rule(
         example("scores that overflow", at("layers.5.attn:attention.softmax", max_logit=math.inf), dtype="float16"),
         example("growing logits", at("layers.5.attn:attention.softmax", max_logit=(180.0, 60.0))),
     ),
-    silent=(example("a trained layer", at("layers.5.attn:attention.softmax", max_logit=(12.0, 31.0))),),
+    silent=(
+        example("a trained layer", at("layers.5.attn:attention.softmax", max_logit=(12.0, 31.0))),
+        example(
+            "ALiBi's bias over 1,024 keys",
+            at("layers.5.attn:attention.softmax", max_logit=(257.0, 66.0), added_max=255.75),
+        ),
+    ),
     judge=_judge_large,
 )
 

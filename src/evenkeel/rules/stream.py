@@ -19,20 +19,21 @@ def _judge_growing(measurements: Measurements, sites: tuple[Site, ...], bounds: 
         sizes = [measurements.value(site, "residual_rms") for site in stack]
         if len(sizes) < bounds["blocks"] or not all(0 < size < math.inf for size in sizes):
             continue
-        typical, total = median(later / earlier for earlier, later in pairwise(sizes)), sizes[-1] / sizes[0]
+        ratios = sorted(later / earlier for earlier, later in pairwise(sizes))
+        typical, least, total = median(ratios), ratios[len(ratios) // 4], sizes[-1] / sizes[0]
         aligned = 1 + 2 / len(sizes)
-        if typical > bounds["ratio"] and total > bounds["growth"] * len(sizes):
-            severity, bound = "warning", bounds["ratio"]
-        elif typical > aligned and total > 2 * bounds["growth"] * len(sizes):
-            severity, bound = "info", aligned
+        if least > bounds["ratio"]:
+            severity, value, bound = "warning", least, bounds["ratio"]
+        elif typical > aligned and total > bounds["growth"] * len(sizes):
+            severity, value, bound = "info", typical, aligned
         else:
             continue
         yield Case(
             severity=severity,
             sites=tuple(stack),
-            evidence=(Evidence(stat="residual_rms", value=typical, bound=bound, unit="ratio to the block before"),),
+            evidence=(Evidence(stat="residual_rms", value=value, bound=bound, unit="ratio to the block before"),),
             message=f"from {stack[0].path} to {stack[-1].path} the residual stream grows {total:.3g}-fold, by a factor "
-            f"of {typical:.3g} in the median block (bound {bound:.3g})",
+            f"of {value:.3g} in the {'median' if severity == 'info' else 'lower quartile'} block (bound {bound:.3g})",
             excess=typical,
         )
 
@@ -47,12 +48,16 @@ NUM607 = Rule(
     needs=(Need(kind="residual", stat="residual_rms"),),
     measures="the rms of every block's output beside the block before, in stacks of at least four blocks",
     severities=("warning", "info"),
-    severity="warning above 1.5 in the median and 2n in all; info above 1 + 2/n and 4n, which trained models reach",
-    bounds={"blocks": 4, "ratio": 1.5, "growth": 2.0},
+    severity="warning where three quarters of the blocks make it larger by more than 1.75; info above 1 + 2/n in the "
+    "median and 4n in all, which trained models reach",
+    bounds={"blocks": 4, "ratio": 1.75, "growth": 4.0},
     bound="branches of one size make a stream of n blocks grow n-fold at most, where all point one way: 1, 2, 3, ..., "
-    "by 1 + 2/n in the median block, 1.5 for four blocks. Independent ones, as at initialisation, make sqrt(n). Twice "
-    "n with a median above 1.5 therefore means branches that grow with the stream they read. Trained pre-norm models "
-    "grow by 1.05 (GPT-2 XL) to about 1.2 a block.",
+    "by 1 + 2/n in the median block and n/(n - 1) in the last, 1.33 of four. Independent ones, as at initialisation, "
+    "make sqrt(n). A stream that starts small, or norms behind the branches, make the first blocks' ratios large and "
+    "not the last ones'. Where three quarters of the blocks add three quarters, branches grow with the stream that "
+    "they read: without norms a gain of g makes 1 + g or more. Trained pre-norm models grow by 1.05 (GPT-2 XL) to "
+    "about 1.2 a block; 1.54 in the slowest of four blocks is the most that was measured on a healthy small one (its "
+    "lower half frozen).",
     why="Where a branch is as large as what it reads, the stream grows exponentially: it overflows in a deep model, "
     "later blocks drown earlier ones, and one learning rate cannot serve both.",
     advice=(

@@ -146,7 +146,29 @@ RUN804 = Rule(
     "first step and at most 0.07 later for AdamW at 3e-3, which trains well; 0.5 and 0.16 at 1e-2, which ends worse; "
     "2 and 0.3 at 3e-2. Maps that start at zero are few, or LoRA's, beside which there is another; neither is a "
     "quarter too few.",
-    explains=("ATT301", "ATT303", "ATT304", "ACT101", "ACT102", "OUT401", "OUT403", "RUN801", "RUN802", "RUN803"),
+    explains=(
+        "ATT301",
+        "ATT303",
+        "ATT304",
+        "ACT101",
+        "ACT102",
+        "OUT401",
+        "OUT403",
+        "RUN801",
+        "RUN802",
+        "RUN803",
+        "NUM609",
+        "NUM602",
+        "NUM605",
+        "NUM607",
+        "OUT402",
+        "GLU201",
+        "GLU202",
+        "GRD501",
+        "GRD502",
+        "NUM601",
+        "ATT302",
+    ),
     why="Steps of that size undo each other: what a map has learned is overwritten before it can be used, logits grow, "
     "units die, and the loss rises or stays high.",
     advice=(

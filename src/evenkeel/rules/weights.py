@@ -20,24 +20,24 @@ def _judge_size(measurements: Measurements, sites: tuple[Site, ...], bounds: Bou
     live = sorted((site for site in sites if gains[site] > 0), key=lambda site: gains[site])
     if len(live) < bounds["fewest"]:
         return
-    small, large = live[3 * len(live) // 4], live[len(live) // 4]
+    small, large = live[3 * len(live) // 4], live[len(live) // 2]
     learned = has_learned(measurements)
     limit = bounds["large"] if learned is False else bounds["ever"]
     if gains[small] < bounds["small"]:
         sick = [site for site in live if gains[site] < bounds["small"]]
-        yield _wrong_size(sick, gains[small], bounds["small"], "at most", len(live))
+        yield _wrong_size(sick, gains[small], bounds["small"], "three quarters", "at most", len(live))
     elif gains[large] > limit:
         sick = [site for site in live if gains[site] > limit]
-        yield _wrong_size(sick, gains[large], limit, "at least", len(live))
+        yield _wrong_size(sick, gains[large], limit, "half", "at least", len(live))
 
 
-def _wrong_size(sick: Sequence[Site], gain: float, bound: float, word: str, count: int) -> Case:
+def _wrong_size(sick: Sequence[Site], gain: float, bound: float, share: str, word: str, count: int) -> Case:
     effect = "passes on next to nothing" if gain < bound else "blows up whatever it is applied to"
     return Case(
         severity="warning",
         sites=tuple(sick),
         evidence=(Evidence(stat="gain", value=gain, bound=bound, unit="1"),),
-        message=f"three quarters of the {count} linear maps have a gain of {word} {gain:.2g} (bound {bound:.2g}); "
+        message=f"{share} of the {count} linear maps have a gain of {word} {gain:.2g} (bound {bound:.2g}); "
         f"independent weights of that size make a map that {effect}",
         excess=abs(math.log(gain / bound)) if math.isfinite(gain) else math.inf,
     )
@@ -63,13 +63,30 @@ NUM609 = Rule(
     severities=("warning",),
     severity="warning",
     bounds={"small": 0.02, "large": 4.0, "ever": 16.0, "fewest": 4},
-    bound="three quarters of at least 4 maps below 0.02 or above 4. Xavier's init has gain 1, PyTorch's default 0.6, a "
-    "deviation of 0.02 has 0.1 at 32 channels and 1.3 at 4096. A branch is two maps: at 0.02 it adds 0.02^2 = 0.0004 "
-    "of its normed input to the stream, a tenth of what bfloat16 can resolve beside it (2^-8). Queries and keys of "
-    "gain 4 have scores with a deviation of 4^2 = 16 under 1/sqrt(d), and a softmax of independent scores is one-hot "
-    "from sqrt(2 ln n) on: 3.7 for n = 1024 keys, 5.1 for half a million. Weights that have learned are larger and no "
-    "longer independent: where the loss is better than guessing, or is not known, the bound is 16.",
-    explains=("NUM606", "ATT301", "ATT302", "ATT303", "ATT304", "OUT401", "OUT402", "OUT403", "GRD501", "GRD502"),
+    bound="of at least 4 maps three quarters below 0.02 or half above 4. Xavier's init has gain 1, PyTorch's default "
+    "0.6, a deviation of 0.02 has 0.1 at 32 channels and 1.3 at 4096. A branch is two maps: at 0.02 it adds 0.02^2 = "
+    "0.0004 of its normed input to the stream, a tenth of what bfloat16 can resolve beside it (2^-8). Queries and keys"
+    " of gain 4 have scores with a deviation of 4^2 = 16 under 1/sqrt(d), and a softmax of independent scores is "
+    "one-hot from sqrt(2 ln n) on: 3.7 for n = 1024 keys, 5.1 for half a million. Weights that have learned are larger"
+    " and no longer independent: where the loss is better than guessing, or is not known, the bound is 16.",
+    explains=(
+        "NUM606",
+        "ATT301",
+        "ATT302",
+        "ATT303",
+        "ATT304",
+        "OUT401",
+        "OUT402",
+        "OUT403",
+        "GRD501",
+        "GRD502",
+        "NUM605",
+        "NUM607",
+        "ACT101",
+        "ACT102",
+        "GLU201",
+        "GLU202",
+    ),
     why="The size of the weights decides how much of a signal arrives behind a few layers: too small and a block does "
     "nothing, too large and softmax, activations and head work at their ends from the first step on.",
     advice=(

@@ -195,6 +195,7 @@ def product(trace: Trace, call: Call) -> None:
         event = AttentionEvent(
             scores=scores,
             visible=_visible(normalised.visible, normalised.scores, scores),
+            added=normalised.added,
             padded_queries=trace.frames.padding(scores.shape[0], scores.shape[2]),
         )
         trace.emit(trace.site("attention", "softmax"), event)

@@ -14,7 +14,18 @@ from . import attention, exponentials, norms, pointwise, recurrence, sigmoid_hea
 from .call import Call
 from .events import GateEvent, HeadEvent
 from .expressions import Cut, compose
-from .functions import CASTS, CHOICES, CONVOLUTIONS, MATMULS, MOMENTS, NORMS, POINTWISE, RECURRENCES, VIEWS
+from .functions import (
+    ADDING_PRODUCTS,
+    CASTS,
+    CHOICES,
+    CONVOLUTIONS,
+    MATMULS,
+    MOMENTS,
+    NORMS,
+    POINTWISE,
+    RECURRENCES,
+    VIEWS,
+)
 from .provenance import Normalised, Tag, tensors_in
 from .trace import Trace, quietly
 
@@ -88,6 +99,7 @@ def _view(trace: Trace, call: Call) -> Any:
         gate=tag.gate,
         producer=tag.producer,
         fan_in=tag.fan_in,
+        added=tag.added,
         factor=tag.factor,
         linear_state=tag.linear_state,
         chosen=tag.chosen,
@@ -152,13 +164,16 @@ def _convolution(trace: Trace, call: Call) -> Any:
 
 def _matmul(trace: Trace, call: Call) -> Any:
     result = call.run()
+    mapped = any(isinstance(item, nn.Parameter) for item in call.tensors)
     if trace.frames.stack:
         attention.product(trace, call)
-        if any(isinstance(item, nn.Parameter) for item in call.tensors):
+        if mapped:
             _count_linear(trace)
+    added = call.source if call.name in ADDING_PRODUCTS and not mapped else None
     running = trace.frames.running  # outside the model, a map of its output may still be its head
     fan_in = next((item.shape[0] for item in call.tensors if isinstance(item, nn.Parameter) and item.dim() == 2), 0)
-    trace.tags.set(result, Tag(producer=_origin(trace, call) if running is None else running, fan_in=fan_in))
+    producer = _origin(trace, call) if running is None else running
+    trace.tags.set(result, Tag(producer=producer, fan_in=fan_in, added=None if added is None else added.detach()))
     return result
 
 
@@ -207,7 +222,7 @@ def _softmax(trace: Trace, call: Call) -> Any:
     if (temperature := call.kwargs.get("temperature", 1.0)) != 1.0:
         with torch.no_grad(), torch._C.DisableTorchFunction():
             scores = scores.detach() / temperature
-    normalised = Normalised("softmax", trace.frames.path, scores, dim, visible)
+    normalised = Normalised("softmax", trace.frames.path, scores, dim, visible, added=tag.added)
     if tag.chosen is not None:
         normalised.router = tag.chosen
     trace.add_normalised(normalised)
@@ -324,7 +339,12 @@ def _chunks_of_logits(call: Call) -> Iterator[HeadEvent]:
             logits = rows[start : start + chunk] @ weight.to(x.dtype).mT
             logits = logits if bias is None else logits + bias
             logits = (logits if softcap is None else softcap * torch.tanh(logits / softcap)) / temperature
-        yield HeadEvent(logits=logits, targets=targets[start : start + chunk], ignore_index=call.kwargs["ignore_index"])
+        yield HeadEvent(
+            logits=logits,
+            targets=targets[start : start + chunk],
+            ignore_index=call.kwargs["ignore_index"],
+            before=targets[start - 1 : start] if start else None,
+        )
 
 
 def _nll_loss(trace: Trace, call: Call) -> Any:

@@ -49,6 +49,7 @@ class AttentionEvent:
     softcap: c of c·tanh(score / c), before the mask; window: query i sees keys with |i - j| < window.
     scores (batch, heads, queries, keys): the softmax's own input, scale, mask and soft-cap included, hidden entries
     very negative; `visible` (broadcastable to scores, bool) where the model's mask was seen, else None.
+    added: what the product of queries and keys was added to (ALiBi's bias), any shape, where it was seen.
     padded_queries (batch, queries), True where the query is known to be padding.
     """
 
@@ -62,6 +63,7 @@ class AttentionEvent:
     window: int | None = None
     scores: Tensor | None = None
     visible: Tensor | None = None
+    added: Tensor | None = None
     padded_queries: Tensor | None = None
 
 
@@ -75,11 +77,15 @@ class RouterEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadEvent:
-    """Logits (rows, classes) as they go into the loss, with `targets` (rows,) where they are known."""
+    """Logits (rows, classes) as they go into the loss, with `targets` (rows,) where they are known.
+
+    before: where the rows are not the first of their call, the target of the row before them, (1,).
+    """
 
     logits: Tensor
     targets: Tensor | None = None
     ignore_index: int = -100
+    before: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

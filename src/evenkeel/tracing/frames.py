@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from inspect import signature
 from typing import Any
 
@@ -33,7 +33,12 @@ class Frame:
     parts: int = 0  # modules called inside so far
     mark: int = 0  # of a repeated layer: the number by which its input is followed
 
-    @property
+    @cached_property
+    def has_parameters(self) -> bool:
+        """Whether the module or one inside it has any."""
+        return next(self.module.parameters(), None) is not None
+
+    @cached_property
     def given(self) -> Tensor | None:
         """The first floating-point tensor that the call was given: of a block, its residual stream."""
         return next(

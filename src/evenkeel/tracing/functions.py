@@ -42,6 +42,12 @@ VIEWS = frozenset(
 )
 """Same values in another shape, or some of them."""
 
+QUESTIONS = frozenset(
+    "shape size dim ndim numel stride dtype device layout requires_grad grad_fn is_leaf is_floating_point is_complex "
+    "is_sparse is_cuda is_cpu is_meta is_contiguous item".split()
+)
+"""What is asked of a tensor and makes none."""
+
 MATMULS = frozenset("matmul bmm baddbmm mm addmm einsum addbmm".split())
 CONVOLUTIONS = frozenset("conv1d conv2d conv3d".split())
 CHOICES = frozenset("topk sort argsort argmax".split())

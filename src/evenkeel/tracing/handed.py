@@ -33,7 +33,7 @@ class Handed:
         if stack:
             stack[-1].parts += 1
         given = frame.given
-        if given is None or isinstance(given, nn.Parameter) or next(frame.module.parameters(), None) is None:
+        if given is None or isinstance(given, nn.Parameter) or not frame.has_parameters:
             return
         if self._trace.tags.first_sight(given):
             path, op = (stack[-1].path, "inside") if stack else ("", "input")
@@ -44,7 +44,7 @@ class Handed:
     def left(self, frame: Frame, output: Tensor) -> Iterator[RemovableHandle]:
         """A module returns: hooks on what it adds to its input's gradient, or, where it has parts, on all of that."""
         given = frame.given
-        if given is None or given.grad_fn is None or next(frame.module.parameters(), None) is None:
+        if given is None or given.grad_fn is None or not frame.has_parameters:
             return
         site = self._trace.site("module", type(frame.module).__name__, frame.path, numbered=False)
         if frame.parts:

@@ -54,7 +54,8 @@ class ModuleHooks:
             frame.pointwise = op is not None
         if frame.pointwise:
             frame.before = args[0].detach().clone() if getattr(module, "inplace", False) else args[0]
-        self._on_enter(frame)
+        with torch._C.DisableTorchFunction():  # the function mode sees the model's calls and none of ours
+            self._on_enter(frame)
         self._frames.stack.append(frame)
 
     def _exit(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -62,10 +63,12 @@ class ModuleHooks:
             return
         if in_backward():
             if id(module) in self._structure.modules:
-                self._on_recompute(module, output)
+                with torch._C.DisableTorchFunction():
+                    self._on_recompute(module, output)
             return
         if self._frames.stack and self._frames.stack[-1].module is module:
-            self._on_exit(self._frames.stack.pop(), output)
+            with torch._C.DisableTorchFunction():
+                self._on_exit(self._frames.stack.pop(), output)
 
     def _path_of(self, module: nn.Module) -> str:
         """The path under which the running parent holds this module; modules may be shared."""

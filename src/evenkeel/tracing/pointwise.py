@@ -106,6 +106,7 @@ def _conclude(trace: Trace, call: Call, args: tuple[Any, ...], cuts: tuple[Cut, 
         producer=next((tag.producer for tag in tags if tag.producer is not None), None),
         channel_dim=tags[0].channel_dim,
         fan_in=tags[0].fan_in,
+        added=tags[0].added,
         factor=tags[0].factor * _number(call, tensors),
         **_recurrent_state(trace, call, tags),
     )

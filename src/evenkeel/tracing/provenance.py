@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from .expressions import Cut
+
+Value = TypeVar("Value")
 
 _NOTHING: frozenset[int] = frozenset()
 
@@ -43,6 +45,7 @@ class Normalised:
     scores: Tensor
     dim: int
     visible: Tensor | None
+    added: Tensor | None = None  # what the product of queries and keys was added to
     candidate: Candidate | None = None  # of a sigmoid: the activation that it is if it turns out to be nothing else
     router: tuple[Tensor, int] | None = None  # the chosen experts (..., k) and how many there are
     used: bool = False
@@ -86,6 +89,7 @@ class Tag:
     producer: str | None = None  # along views and pointwise functions: the path of the linear map that made it
     channel_dim: int = -1  # along casts and pointwise functions: 1 behind a convolution
     fan_in: int = 0  # along views and pointwise functions: how many inputs that linear map has
+    added: Tensor | None = None  # along views and pointwise functions: what a product of two tensors was added to
     factor: float = 1.0  # along views and pointwise functions: what a linear map's output was multiplied by since
     chosen: tuple[Tensor, int] | None = None  # top-k indices and how many there were to choose from
     visible: Tensor | None = None  # the bool mask that was filled into these scores
@@ -98,12 +102,50 @@ class Tag:
     total: tuple[Tensor, int] | None = None  # of a sum of exponentials, along views: the exponents, the dimension
 
 
+class _Reference(ref[Tensor]):
+    __slots__ = ("place",)
+
+
+class _OfTensors(Generic[Value]):
+    """A value for each of some live tensors, told apart by identity; it goes when its tensor goes.
+
+    torch.utils.weak has the same for keys that may be dead or asked for; a lookup there takes several times as long.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[int, tuple[_Reference, Value]] = {}
+
+    def get(self, tensor: Tensor) -> Value | None:
+        found = self._held.get(id(tensor))
+        return None if found is None else found[1]
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._held
+
+    def __setitem__(self, tensor: Tensor, value: Value) -> None:
+        found = self._held.get(id(tensor))
+        if found is None:
+            reference = _Reference(tensor, self._forget)
+            reference.place = id(tensor)
+        else:
+            reference = found[0]
+        self._held[id(tensor)] = reference, value
+
+    def clear(self) -> None:
+        self._held.clear()
+
+    def _forget(self, reference: _Reference) -> None:
+        self._held.pop(reference.place, None)
+
+
 class Provenance:
     """Tags of live tensors; a tag dies with its tensor."""
 
     def __init__(self) -> None:
         self._blank = Tag()
-        self.clear()
+        self._tags: _OfTensors[Tag] = _OfTensors()
+        self._outputs: _OfTensors[int] = _OfTensors()
+        self._carried: _OfTensors[frozenset[int]] = _OfTensors()
 
     def __getitem__(self, tensor: Tensor) -> Tag:
         return self._tags.get(tensor) or self._blank
@@ -147,9 +189,9 @@ class Provenance:
         return True
 
     def clear(self) -> None:
-        self._tags = WeakTensorKeyDictionary()
-        self._outputs = WeakTensorKeyDictionary()
-        self._carried = WeakTensorKeyDictionary()
+        """Forget them all."""
+        for held in (self._tags, self._outputs, self._carried):
+            held.clear()
 
 
 def tensors_in(value: Any) -> Iterable[Tensor]:

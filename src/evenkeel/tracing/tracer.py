@@ -18,7 +18,7 @@ from .call import Call
 from .calls import handlers
 from .events import GradientEvent, OutputEvent, RouterEvent, StreamEvent
 from .frames import Frame
-from .functions import ADDING_PRODUCTS, MIXING, FunctionNames
+from .functions import ADDING_PRODUCTS, MIXING, QUESTIONS, FunctionNames
 from .handed import Handed, before_others
 from .hooks import ModuleHooks, in_backward, in_transform
 from .provenance import Candidate, Normalised, Normed, tensors_in
@@ -74,6 +74,8 @@ class Tracer(TorchFunctionMode):
         if in_backward() or in_transform() or trace.frames.in_pointwise:
             return func(*args, **kwargs)
         name, in_place = self._names(func)
+        if name in QUESTIONS:
+            return func(*args, **kwargs)
         if trace.frames.stack:
             self._look_for_hidden(args)
         result = self._interpreted(Call(func, name, in_place, args, kwargs))
@@ -125,6 +127,8 @@ class Tracer(TorchFunctionMode):
             self._hooked.clear()
             self._tell_of_streams()
             self._trace.begin_pass(frame)
+        else:
+            self._look_for_hidden((*frame.inputs, *frame.arguments.values()))
         self._handed.entered(frame)
         layer = id(frame.module) in self._structure.layers
         if not (layer or self._left) or (stream := frame.given) is None:
@@ -255,4 +259,4 @@ class Tracer(TorchFunctionMode):
 
 def _makes_constants(frame: Frame, output: Tensor) -> bool:
     """Whether a module makes masks or positions: it has no parameters, and nothing it returns has a gradient."""
-    return not (frame.pointwise or output.requires_grad or any(True for _ in frame.module.parameters()))
+    return not (frame.pointwise or output.requires_grad or frame.has_parameters)

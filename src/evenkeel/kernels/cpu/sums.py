@@ -65,6 +65,9 @@ def _sizes(start, stop, values, size, parts):
 def sizes(x: Tensor, out: Tensor) -> None:
     """Σ x², the largest |x| and how many are NaN or infinite, of contiguous x."""
     division = divided(x.numel(), _LEAST)
+    if division.parts == 1:
+        _sizes(division, x.view(-1), division.size, out.view(1, 3))
+        return
     parts = np.zeros((division.parts, 3))
     _sizes(division, x.view(-1), division.size, parts)
     _combine(parts, out.numpy(), largest=(1,))
