@@ -1,6 +1,7 @@
 """How often a diagnosis is right: labelled models, sick and healthy, each measured and judged.
 
-    python benchmarks/faults.py                    # every case, in parallel; goes on where it was stopped
+    python benchmarks/faults.py                    # every part and case, in parallel; goes on where it was stopped
+    python benchmarks/faults.py --part loop        # only whether the named changes cure; also: cases, early, first-nan
     python benchmarks/faults.py --sample 80        # so many, spread evenly over the list
     python benchmarks/faults.py --case ID          # one case, with its whole diagnosis
 
@@ -14,14 +15,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from diagnosis import early, first_nan, loop
 from diagnosis.applying import write_applicable
 from diagnosis.cases import SPLITS, Case, cases, few_cases
-from diagnosis.runner import ROOT, Results, run_all
-from diagnosis.tables import render
-from diagnosis.trial import examine
+from diagnosis.runner import ROOT, Results, run_all, run_each
+from diagnosis.tables import Share, listed, render
+from diagnosis.trial import Outcome, examine
 
 from evenkeel.catalogue import near_miss
 
@@ -30,6 +32,7 @@ def main() -> int:
     """Run what has not been run and print the tables; or one case and print its diagnosis."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", metavar="ID", help="run this case alone and print its diagnosis")
+    parser.add_argument("--part", choices=PARTS, nargs="+", default=list(PARTS), help="only these parts (default: all)")
     parser.add_argument("--split", choices=SPLITS, help="only the cases of one split")
     parser.add_argument("--fault", metavar="NAME", nargs="+", help="only these faults; `healthy` is one here")
     parser.add_argument("--family", metavar="NAME", nargs="+", help="only these families")
@@ -55,13 +58,53 @@ def main() -> int:
     if arguments.list:
         print("\n".join(case.id for case in chosen))
         return 0
-    results = Results(arguments.results)
-    run_all(chosen, results, jobs=arguments.jobs, with_peers=not arguments.no_peers)
-    tables = render([(case, results.outcomes[case.id]) for case in chosen])
-    print(tables)
+    lines = ["# Measured diagnoses", "", "Made by `make faults`.", ""]
+    for part in arguments.part:
+        title, made = PARTS[part]
+        lines += [f"# {title}", "", *made(chosen, arguments)]
+    print("\n".join(lines))
     if arguments.out is not None:
-        arguments.out.write_text(f"# Measured diagnoses\n\nMade by `make faults`.\n\n{tables}\n")
+        arguments.out.write_text("\n".join(lines).rstrip() + "\n")
     return 0
+
+
+def of_cases(chosen: Sequence[Case], arguments: argparse.Namespace) -> Iterator[str]:
+    """Run the cases that have not been run; their tables."""
+    results = Results(arguments.results, Outcome.from_dict)
+    run_all(chosen, results, jobs=arguments.jobs, with_peers=not arguments.no_peers)
+    yield render([(case, results.outcomes[case.id]) for case in chosen])
+
+
+def of_loop(_: Sequence[Case], arguments: argparse.Namespace) -> Iterator[str]:
+    """Try the cures that have not been tried; their tables."""
+    results = Results(arguments.results, loop.Attempt.from_dict, what="loop")
+    yield from loop.render(run_each(loop.attempt, loop.attempts(), results, jobs=arguments.jobs))
+
+
+def of_early(_: Sequence[Case], arguments: argparse.Namespace) -> Iterator[str]:
+    """Make the runs that have not been made; what came first in each."""
+    results = Results(arguments.results, early.Course.from_dict, what="early")
+    yield from early.render(run_each(early.course, early.courses(), results, jobs=arguments.jobs))
+
+
+def of_first_nan(_: Sequence[Case], arguments: argparse.Namespace) -> Iterator[str]:
+    """Place NaN and Inf at random, and see which module is named."""
+    placed = list(first_nan.cases(_PLACEMENTS))
+    right = Share.of(named in expected for _, expected, named in placed)
+    yield f"NUM601 names the module where a NaN or Inf begins in {right} of random placements."
+    yield ""
+    yield from listed(
+        "Named elsewhere", [(what, f"names {named}") for what, where, named in placed if named not in where]
+    )
+
+
+PARTS = {
+    "cases": ("Sick and healthy models", of_cases),
+    "loop": ("The named changes, tried", of_loop),
+    "early": ("Runs that go wrong, told before they do", of_early),
+    "first-nan": ("The first NaN", of_first_nan),
+}
+_PLACEMENTS = 100
 
 
 def choose(arguments: argparse.Namespace) -> Sequence[Case]:

@@ -63,7 +63,7 @@ def read(*events: AttentionEvent) -> dict[str, Tensor]:
 
 def assert_exact(found: Mapping[str, Tensor], scores: Tensor, visible: Tensor, padded: Tensor | None = None) -> None:
     """Every statistic within 1e-4 (relative; nats for entropies; score_mean by score_std) + 8·2⁻²⁴·max|s|."""
-    expected = head_statistics(scores, visible, padded)
+    expected = {**head_statistics(scores, visible, padded), "blind_rows": blind_rows(scores, visible, padded)}
     seen = scores.masked_fill(~visible.expand(scores.shape), 0)
     rounding = 8 * 2**-24 * float(seen.abs().max())
     missing = {"entropy_relative", "entropy_relative_min"} if scores.shape[-1] < 2 else set()
@@ -74,6 +74,17 @@ def assert_exact(found: Mapping[str, Tensor], scores: Tensor, visible: Tensor, p
         same = found[name].isnan() & expected[name].isnan()
         close = (found[name] - expected[name]).abs() <= allowed
         assert bool((same | close).all()), (name, found[name], expected[name], allowed)
+
+
+def blind_rows(scores: Tensor, visible: Tensor, padded: Tensor | None) -> Tensor:
+    """Rows that see nothing, less known padding and, of the same tokens, those that nobody sees."""
+    hidden = ~visible.expand(scores.shape)
+    blind = hidden.all(3)
+    if padded is not None:
+        blind = blind & ~padded[:, None]
+    if scores.shape[2] == scores.shape[3]:
+        blind = blind & ~hidden.all(2)
+    return blind.sum((0, 2)).double()
 
 
 # --- the oracle itself -------------------------------------------------------------------------------------------
@@ -363,6 +374,7 @@ def test_a_head_that_sees_nothing():
     query, key, scale = made(5, 5)
     found = read(AttentionEvent(query=query, key=key, scale=scale, mask=torch.zeros(5, 5, dtype=torch.bool)))
     assert found.pop("masked_rows").tolist() == [10.0] * 2
+    assert found.pop("blind_rows").tolist() == [0.0] * 2  # tokens that nobody sees are padding, here all of them
     assert all(bool(found[name].isnan().all()) for name in found.keys() - OF_THE_CALL)
 
 

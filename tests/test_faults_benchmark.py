@@ -149,19 +149,19 @@ def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return outcome(case, Told("ACT102", "warning", "", ("a:head.softmax",)), places=("a",))
 
     monkeypatch.setattr(runner, "try_case", trying)
-    results = Results(tmp_path, "some")
+    results = Results(tmp_path, Outcome.from_dict, digest="some")
     with pytest.raises(KeyboardInterrupt):
         run_all(wanted, results, jobs=1)
     with results.path.open("a") as file:
         file.write('{"id": "half a li')  # killed while it wrote
 
-    again = Results(tmp_path, "some")
+    again = Results(tmp_path, Outcome.from_dict, digest="some")
     assert list(again.outcomes) == [case.id for case in wanted[:2]]
     assert again.outcomes == results.outcomes
     run_all(wanted, again, jobs=1)
     assert tried == [case.id for case in (*wanted[:3], *wanted[2:])]
     assert [json.loads(line)["id"] for line in again.path.read_text().splitlines()] == [case.id for case in wanted]
-    assert not Results(tmp_path, "other").outcomes
+    assert not Results(tmp_path, Outcome.from_dict, digest="other").outcomes
 
 
 def test_a_case_that_breaks_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ def test_a_case_that_breaks_says_which(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(runner, "try_case", breaking)
     case = next(case for case in CASES if case.base.steps == 0)
     with pytest.raises(ValueError, match="no") as caught:
-        run_all([case], Results(tmp_path, "some"), jobs=1)
+        run_all([case], Results(tmp_path, Outcome.from_dict, digest="some"), jobs=1)
     assert any(case.id in note for note in caught.value.__notes__)
 
 

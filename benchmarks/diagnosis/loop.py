@@ -7,8 +7,9 @@ is counted from the untrained twin's loss, on rows that no training sees.
 from __future__ import annotations
 
 import copy
+import statistics
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
@@ -24,14 +25,15 @@ from evenkeel.faults import FAULTS, Batch, Fault, Patient, Recipe, loss_of, run
 from evenkeel.schema import Change
 
 from .bases import EVERY_FAMILY, Base
+from .tables import Share, listed, table
 from .zoo import Size
 
 STEPS = 100
 WITHIN = 0.9
 """The share of the healthy twin's improvement that a cured model has to reach."""
 
-FAMILIES = ("own-gpt2", "own-llama", "gpt2", "llama", "opt", "gpt_neox", "qwen3", "bert")
-SEEDS = (31, 32)
+FAMILIES = ("own-gpt2", "own-llama", "gpt2", "llama", "opt", "gpt_neox")
+SEEDS = (31,)
 
 _SIZE = Size(4, 64)
 _MOST_CHANGES = 3
@@ -59,6 +61,11 @@ class Attempt:
     reason: str = ""
 
     @property
+    def id(self) -> str:
+        """What was tried on whom."""
+        return f"{self.fault}/{self.family}/{self.seed}"
+
+    @property
     def succeeded(self) -> bool:
         """Whether the finding is gone and the loss is back."""
         return self.cleared and self.cured >= WITHIN
@@ -66,17 +73,22 @@ class Attempt:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-
-def attempts() -> Iterator[tuple[Fault, str, int]]:
-    """Every cure that is tried: each fault with a change, in each family, with each seed."""
-    for fault in FAULTS.values():
-        if fault.remedy is not None:
-            yield from ((fault, family, seed) for family in FAMILIES for seed in SEEDS)
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Attempt:
+        return cls(**{**data, "found": tuple(data["found"]), "changes": tuple(data["changes"])})
 
 
-def attempt(fault: Fault, family: str, seed: int) -> Attempt:
+def attempts() -> tuple[Attempt, ...]:
+    """Every cure that is to be tried: each fault with a change, in each family, with each seed."""
+    curable = [name for name, fault in FAULTS.items() if fault.remedy is not None]
+    return tuple(
+        Attempt(fault=name, family=family, seed=seed) for name in curable for family in FAMILIES for seed in SEEDS
+    )
+
+
+def attempt(told: Attempt) -> Attempt:
     """Hurt a model, cure it, train both and the healthy twin, and compare."""
-    told = Attempt(fault=fault.name, family=family, seed=seed)
+    fault, family, seed = FAULTS[told.fault], told.family, told.seed
     with offline_and_quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
@@ -167,3 +179,45 @@ def _inspected(patient: Patient) -> Diagnosis:
 
 def _codes(fault: Fault, diagnosis: Diagnosis) -> tuple[str, ...]:
     return tuple(dict.fromkeys(item.code for item in diagnosis.findings if item.code in fault.codes))
+
+
+def render(tried: Sequence[Attempt]) -> Iterator[str]:
+    """The share of cures that succeeded, by fault; the faults that no change cures; every failure."""
+    judged = [item for item in tried if not item.reason]
+    yield "The fault's change is applied, then whatever change a main finding that is left names; then come"
+    yield f"{STEPS} steps of training. Cured: the fault's code is gone, and the loss has come down by at least"
+    yield f"{WITHIN:.0%} of what it came down in the healthy twin. Loss: the median share of that."
+    yield ""
+    yield f"Cured: {Share.of(item.succeeded for item in judged)}."
+    yield ""
+    rows = [_row(name, [item for item in judged if item.fault == name]) for name in dict.fromkeys(_names(judged))]
+    yield from table(("fault", "changes", "cured", "code gone", "loss, sick", "loss, cured"), rows)
+    without = [f"`{name}`" for name, fault in FAULTS.items() if fault.remedy is None]
+    yield f"No change in code cures {', '.join(without)}."
+    yield ""
+    yield from listed("Not cured", [(item.id, _told(item)) for item in judged if not item.succeeded])
+    yield from listed("Not tried", [(item.id, item.reason) for item in tried if item.reason])
+
+
+def _names(tried: Sequence[Attempt]) -> Iterator[str]:
+    return (item.fault for item in tried)
+
+
+def _row(name: str, tried: Sequence[Attempt]) -> tuple[str, ...]:
+    changes = dict.fromkeys(change for item in tried for change in item.changes)
+    sick, cured = (
+        statistics.median(shares) for shares in zip(*((item.sick, item.cured) for item in tried), strict=True)
+    )
+    return (
+        f"`{name}`",
+        ", ".join(changes),
+        str(Share.of(item.succeeded for item in tried)),
+        str(Share.of(item.cleared for item in tried).count),
+        f"{sick:.0%}",
+        f"{cured:.0%}",
+    )
+
+
+def _told(item: Attempt) -> str:
+    gone = "the code is gone" if item.cleared else "the code is still there"
+    return f"{gone}; loss {item.sick:.0%} sick, {item.cured:.0%} cured; {', '.join(item.changes)}"

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -29,22 +29,39 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Results:
-    """Outcomes by case, one line of JSON each, in a file named by the sources that they depend on."""
+class Kept(Protocol):
+    """What came of one piece of work, under its id."""
 
-    def __init__(self, directory: Path, digest: str | None = None) -> None:
-        self.path = directory / f"{digest or source_digest()}.jsonl"
+    @property
+    def id(self) -> str: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+K = TypeVar("K", bound=Kept)
+
+
+class Results(Generic[K]):
+    """Outcomes by id, one line of JSON each, in a file named by what they are and the sources that they depend on.
+
+    read: makes an outcome of the data in a line.
+    """
+
+    def __init__(
+        self, directory: Path, read: Callable[[dict[str, Any]], K], *, what: str = "cases", digest: str | None = None
+    ) -> None:
+        self.path = directory / f"{what}-{digest or source_digest()}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.outcomes: dict[str, Outcome] = {}
+        self.outcomes: dict[str, K] = {}
         text = self.path.read_text() if self.path.exists() else ""
         whole = text[: text.rfind("\n") + 1]
         if whole != text:  # a run was killed while it wrote the last line
             self.path.write_text(whole)
         for line in whole.splitlines():
-            outcome = Outcome.from_dict(json.loads(line))
+            outcome = read(json.loads(line))
             self.outcomes[outcome.id] = outcome
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: K) -> None:
         """Keep an outcome, on disk first."""
         with self.path.open("a") as file:
             file.write(json.dumps(outcome.to_dict()) + "\n")
@@ -61,7 +78,7 @@ def source_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def run_all(cases: Sequence[Case], results: Results, *, jobs: int, with_peers: bool = True) -> None:
+def run_all(cases: Sequence[Case], results: Results[Outcome], *, jobs: int, with_peers: bool = True) -> None:
     """Run the cases that have no outcome yet, in so many processes; first train the bases that they start from.
 
     A case that breaks raises here, with its id; what was done before is kept.
@@ -69,10 +86,18 @@ def run_all(cases: Sequence[Case], results: Results, *, jobs: int, with_peers: b
     wanted = [case for case in cases if case.id not in results.outcomes]
     print(f"{len(cases) - len(wanted):,} of {len(cases):,} cases are done; {len(wanted):,} to go", file=sys.stderr)
     bases = sorted({case.base for case in wanted if case.base.steps})
-    for _ in _in_parallel(Base.keep, bases, jobs, "bases"):
+    for _ in in_parallel(Base.keep, bases, jobs, "bases"):
         pass
-    for outcome in _in_parallel(partial(_try, with_peers=with_peers), wanted, jobs, "cases"):
+    for outcome in in_parallel(partial(_try, with_peers=with_peers), wanted, jobs, "cases"):
         results.add(outcome)
+
+
+def run_each(work: Callable[[K], K], items: Sequence[K], results: Results[K], *, jobs: int) -> list[K]:
+    """What comes of each item, in their order; those that have an outcome under their id are not run again."""
+    wanted = [item for item in items if item.id not in results.outcomes]
+    for outcome in in_parallel(work, wanted, jobs, results.path.stem.partition("-")[0]):
+        results.add(outcome)
+    return [results.outcomes[item.id] for item in items]
 
 
 def _try(case: Case, *, with_peers: bool) -> Outcome:
@@ -83,7 +108,7 @@ def _try(case: Case, *, with_peers: bool) -> Outcome:
         raise
 
 
-def _in_parallel(work: Callable[[T], R], items: Sequence[T], jobs: int, what: str) -> Iterator[R]:
+def in_parallel(work: Callable[[T], R], items: Sequence[T], jobs: int, what: str) -> Iterator[R]:
     """Results as they come, with progress on stderr. Whoever stops the iteration stops the processes."""
     if not items:
         return

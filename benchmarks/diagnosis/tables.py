@@ -132,7 +132,7 @@ def _summary(sick: Sequence[Judged], healthy: Sequence[Judged]) -> Iterator[str]
             is_brief(item[1]) for item in sick
         ),
     }
-    yield from _table(("", "share [95%]"), ((name, str(share)) for name, share in rows.items()))
+    yield from table(("", "share [95%]"), ((name, str(share)) for name, share in rows.items()))
 
 
 def _by_fault(sick: Sequence[Judged]) -> Iterator[str]:
@@ -150,7 +150,7 @@ def _by_fault(sick: Sequence[Judged]) -> Iterator[str]:
         )
 
     header = ("fault", "codes", "found", "placed", "not allowed", f"≤ {TOP_LEVEL} main findings")
-    yield from _table(header, (row(name, group) for name, group in groups.items()))
+    yield from table(header, (row(name, group) for name, group in groups.items()))
 
 
 def _confusion(sick: Sequence[Judged], healthy: Sequence[Judged]) -> Iterator[str]:
@@ -169,7 +169,7 @@ def _confusion(sick: Sequence[Judged], healthy: Sequence[Judged]) -> Iterator[st
 
     yield "Models with a code at warning or above, in percent:"
     yield ""
-    yield from _table(("fault", *codes), (row(name) for name in groups if groups[name]))
+    yield from table(("fault", *codes), (row(name) for name in groups if groups[name]))
 
 
 def _peers(sick: Sequence[Judged], healthy: Sequence[Judged]) -> Iterator[str]:
@@ -193,7 +193,7 @@ def _peers(sick: Sequence[Judged], healthy: Sequence[Judged]) -> Iterator[str]:
         yield "Beside other tools, on the same models. They do not name these faults, so that whatever they say of a"
         yield "sick model at warning or above counts for them."
         yield ""
-        yield from _table(("", "sick: the fault's code", "sick: anything", "healthy: anything"), rows)
+        yield from table(("", "sick: the fault's code", "sick: anything", "healthy: anything"), rows)
 
 
 def _listed(judged: Sequence[Judged], sick: Sequence[Judged], healthy: Sequence[Judged]) -> Iterator[str]:
@@ -217,11 +217,16 @@ def _listed(judged: Sequence[Judged], sick: Sequence[Judged], healthy: Sequence[
         "No place for the fault": [(case, outcome.reason) for case, outcome in judged if outcome.reason],
     }
     for title, entries in lists.items():
-        if entries:
-            yield f"### {title}: {len(entries)}"
-            yield ""
-            yield from (f"- `python benchmarks/faults.py --case {case.id}` {what}" for case, what in entries)
-            yield ""
+        yield from listed(title, [(f"python benchmarks/faults.py --case {case.id}", what) for case, what in entries])
+
+
+def listed(title: str, entries: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """A list of what each entry is and what is to be said of it; nothing of none."""
+    if entries:
+        yield f"### {title}: {len(entries)}"
+        yield ""
+        yield from (f"- `{what}` {said}" for what, said in entries)
+        yield ""
 
 
 def _grouped(judged: Sequence[Judged], key: Callable[[Case], str]) -> dict[str, list[Judged]]:
@@ -231,7 +236,8 @@ def _grouped(judged: Sequence[Judged], key: Callable[[Case], str]) -> dict[str, 
     return dict(groups)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A table in Markdown."""
     yield f"| {' | '.join(header)} |"
     yield f"|{'---|' * len(header)}"
     for row in rows:
