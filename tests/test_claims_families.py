@@ -28,7 +28,7 @@ from evenkeel.ledger import (
     sizes,
     without_softmax,
 )
-from evenkeel.ledger._families import instance, trace
+from evenkeel.ledger._families import deepseek_v3_routers, instance, trace
 from evenkeel.schema import Site
 
 transformers = pytest.importorskip("transformers")
@@ -251,7 +251,7 @@ def test_other_libraries_get_other_verdicts(
 
 def test_routers_and_gates_with_a_sigmoid() -> None:
     """DeepSeek-V3's own code calls sigmoid on its router's logits; with softmax there it would not count."""
-    assert gates.deepseek_v3_routers() == 1
+    assert deepseek_v3_routers() == 1
     outputs = trace(instance("qwen3_next", num_hidden_layers=4)).sites
     assert [item.path for item in outputs if item.op == "glu"] == ["model.layers.3.self_attn"]
     assert trace(instance("mixtral")).count("router", "sigmoid") == 0

@@ -323,6 +323,17 @@ def test_a_consequence_names_the_main_finding_and_not_the_one_between():
     assert [item.cause for item in with_causes(found, rules, sites)] == ["ACT1", "ACT1", ""]
 
 
+def test_what_is_only_worth_knowing_explains_no_warning():
+    rules = chained(ACT1=("ACT2", "ACT3"), ACT2=(), ACT3=())
+    sites = [Site(path="layers.0", kind="residual", op="block")]
+    found = [
+        finding("ACT1", sites[0].id, severity="info"),
+        finding("ACT2", sites[0].id, severity="error"),
+        finding("ACT3", sites[0].id, severity="info"),
+    ]
+    assert [item.cause for item in with_causes(found, rules, sites)] == ["", "", "ACT1"]
+
+
 def test_what_runs_before_a_fault_does_not_follow_from_it_but_gradients_do():
     rules = chained(ACT1=("ACT2", "GRD3"), ACT2=(), GRD3=())
     sites = [Site(path=path, kind="residual", op="block") for path in ("layers.0", "layers.1")]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils.checkpoint import checkpoint
+from transformers import Adafactor
 
 import evenkeel as ek
 from evenkeel.errors import RecordError, UsageError
@@ -355,6 +356,36 @@ def test_spikes_are_told_from_noise_and_from_falling_losses() -> None:
     assert all(detector.jump(loss) is None for loss in falling + 0.05 * rng.standard_normal(2000))
     assert detector.jump(2.6) is not None
     assert detector.jump(float("nan")) == float("inf")
+
+
+def test_an_optimizer_that_chooses_its_own_rate_is_watched() -> None:
+    model, ids = small()
+    optimizer = Adafactor(model.parameters(), lr=None, relative_step=True)
+    with ek.watch(model, optimizer=optimizer, every=1) as watch:
+        with watch.step():
+            loss_of(model, ids).backward()
+            optimizer.step()
+        stats = {item.stat for item in watch.diagnose().readings if item.phase == "update"}
+    assert {"update_ratio", "in_optimizer"} <= stats and "learning_rate" not in stats
+
+
+def test_a_wrapped_optimizer_is_seen_and_what_is_none_is_refused() -> None:
+    model, ids = small()
+
+    class Wrapped:
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            self.optimizer = optimizer
+
+    wrapped: Any = Wrapped(torch.optim.SGD(model.parameters(), lr=0.1))
+    with ek.watch(model, optimizer=wrapped, every=1) as watch:
+        with watch.step():
+            loss_of(model, ids).backward()
+            wrapped.optimizer.step()
+        assert "update_ratio" in {item.stat for item in watch.diagnose().readings}
+    for wrong in (3, [3]):
+        given: Any = wrong
+        with pytest.raises(UsageError, match=r"torch\.optim\.Optimizer"):
+            ek.watch(model, optimizer=given)
 
 
 def test_a_record_is_continued_for_the_same_model_only(tmp_path: Path) -> None:

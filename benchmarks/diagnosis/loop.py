@@ -32,7 +32,7 @@ STEPS = 100
 WITHIN = 0.9
 """The share of the healthy twin's improvement that a cured model has to reach."""
 
-FAMILIES = ("own-gpt2", "own-llama", "gpt2", "llama", "opt", "gpt_neox")
+FAMILIES = ("own-gpt2", "llama", "gpt2", "gpt_neox")
 SEEDS = (31,)
 
 _SIZE = Size(4, 64)

@@ -192,7 +192,7 @@ class _Parameters:
         with quietly():
             for name, parameter in self._trained.items():
                 if name not in self._seen:
-                    self._measurement.observe(_site(name), self._weight(name, parameter.detach()))
+                    self._measurement.observe(_site(name), self._weight(name, _own(parameter)))
 
     def _weight(self, name: str, weight: Tensor, gradient: Tensor | None = None) -> ParameterEvent:
         return ParameterEvent(weight=weight, gradient=gradient, width=self._widths.get(id(self._trained[name]), 0.0))
@@ -201,25 +201,25 @@ class _Parameters:
         def see(parameter: Tensor) -> None:
             if parameter.grad is not None:
                 self._seen.add(name)
-                gradient = parameter.grad.detach()
+                gradient = _own(parameter.grad)
                 gradient = gradient.to_dense() if gradient.is_sparse else gradient
                 with quietly():
-                    self._measurement.replace(_site(name), self._weight(name, parameter.detach(), gradient))
+                    self._measurement.replace(_site(name), self._weight(name, _own(parameter), gradient))
 
         return see
 
     def _before_step(self, names: list[str]):
         def see(*_: object) -> None:
-            self._before |= {name: self._trained[name].detach().clone() for name in names}
+            self._before |= {name: _own(self._trained[name]).clone() for name in names}
 
         return see
 
     def _after_step(self, names: list[str]):
         def see(optimizer: Optimizer, *_: object) -> None:
             with quietly():
-                rates: dict[int, tuple[Tensor, Tensor]] = {}
+                rates: dict[int, tuple[Tensor | None, Tensor | None]] = {}
                 for group in optimizer.param_groups:
-                    rates |= dict.fromkeys(map(id, group["params"]), (_rate(group["lr"]), _planned(group)))
+                    rates |= dict.fromkeys(map(id, group["params"]), (_rate(group.get("lr")), _planned(group)))
                 for name in names:
                     before, parameter = self._before.pop(name), self._trained[name]
                     if name not in self._seen:
@@ -227,7 +227,7 @@ class _Parameters:
                         self._measurement.observe(_site(name), self._weight(name, before))
                     held = id(parameter) in rates
                     rate, planned = rates.get(id(parameter), (None, None))
-                    update = torch.sub(parameter.detach(), before, out=before)
+                    update = torch.sub(_own(parameter), before, out=before)
                     event = ParameterEvent(
                         update=update,
                         changed=_changed(parameter, update, optimizer) if held else None,
@@ -240,6 +240,12 @@ class _Parameters:
         return see
 
 
+def _own(tensor: Tensor) -> Tensor:
+    """Its values; of one that lies in several processes, those that lie in this one."""
+    to_local = getattr(tensor, "to_local", None)
+    return (tensor if to_local is None else to_local()).detach()
+
+
 def _site(name: str) -> Site:
     return Site(path=name, kind="parameter", op="parameter")
 
@@ -248,14 +254,15 @@ def _held(optimizer: Optimizer) -> Iterator[Tensor]:
     return (item for group in optimizer.param_groups for item in group["params"])
 
 
-def _rate(value: Any) -> Tensor:
-    return torch.as_tensor(value, dtype=torch.float64)
+def _rate(value: Any) -> Tensor | None:
+    """A learning rate; None where an optimizer chooses its own, as Adafactor does."""
+    return torch.as_tensor(value, dtype=torch.float64) if isinstance(value, int | float | Tensor) else None
 
 
-def _planned(group: dict[str, Any]) -> Tensor:
+def _planned(group: dict[str, Any]) -> Tensor | None:
     """The largest of a group's learning rate and those that torch's schedulers note beside it."""
-    rates = [_rate(group[name]) for name in ("lr", "initial_lr", "max_lr") if name in group]
-    return torch.stack([rate.to(rates[0].device) for rate in rates]).amax()
+    rates = [rate for name in ("lr", "initial_lr", "max_lr") if (rate := _rate(group.get(name))) is not None]
+    return torch.stack([rate.to(rates[0].device) for rate in rates]).amax() if rates else None
 
 
 def _widths(model: nn.Module) -> dict[int, float]:
@@ -286,9 +293,9 @@ def _changed(parameter: Tensor, update: Tensor, optimizer: Optimizer) -> Tensor 
     gradient = parameter.grad
     if parameter.dtype not in (torch.bfloat16, torch.float16) or gradient is None or gradient.is_sparse:
         return None
-    live = gradient != 0
+    live, weight = _own(gradient) != 0, _own(parameter)
     changed, all_live = ((update != 0) & live).sum(), live.sum()
     for kept in optimizer.state.get(parameter, {}).values():
         if isinstance(kept, Tensor) and kept.dtype == torch.float32 and kept.shape == parameter.shape:
-            changed = torch.where((kept.to(parameter.dtype) == parameter).all(), all_live, changed)
+            changed = torch.where((_own(kept).to(weight.dtype) == weight).all(), all_live, changed)
     return torch.stack([changed, all_live]).double()

@@ -248,7 +248,16 @@ def watch(
 def _several(optimizer: Optimizer | Iterable[Optimizer] | None) -> tuple[Optimizer, ...]:
     if optimizer is None:
         return ()
-    return (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer)
+    return tuple(map(_bare, optimizer if isinstance(optimizer, Iterable) else (optimizer,)))
+
+
+def _bare(optimizer: Any) -> Optimizer:
+    """The optimizer whose steps can be seen: wrappers, as accelerate's, keep it under `optimizer`."""
+    while not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        if not hasattr(optimizer, "optimizer"):
+            raise UsageError(f"optimizer is {type(optimizer).__name__}; give a torch.optim.Optimizer, or several")
+        optimizer = optimizer.optimizer
+    return optimizer
 
 
 def model_info(model: nn.Module) -> ModelInfo:

@@ -68,6 +68,8 @@ def _fast_queries(model: nn.Module, recipe: Recipe) -> Optimizer:
     anatomy = Anatomy(Patient(model, (made_up(model),)))
     if any(item.query_norm is not None for item in anatomy.attended):
         raise NotApplicable("queries and keys are normalised, so their maps' size does not reach the scores")
+    if any(item.form.softcap is not None for item in anatomy.attended):
+        raise NotApplicable("a softcap bounds its scores")
     fast = {id(made.module.weight) for item in anatomy.attended for made in (item.query_map, item.key_map)}
     optimizer = adamw(model, learning_rate=recipe.learning_rate)
     for group in list(optimizer.param_groups):

@@ -12,10 +12,10 @@ from ._rule import Rule
 def with_causes(findings: Sequence[Finding], rules: Mapping[str, Rule], sites: Sequence[Site]) -> tuple[Finding, ...]:
     """The same findings, each consequence with the code of the main finding it follows from.
 
-    A finding follows from another where the other's rule explains its code and it lies at the same place or behind it
-    in execution order; gradients, updates and the run as a whole feel a fault wherever it is. Of several causes the
-    one that is itself a main finding, the worst and then the first counts. `explains` has no circles, so there always
-    is a main finding.
+    A finding follows from another where the other's rule explains its code and it lies at the same place or behind
+    it in execution order; gradients, updates and the run as a whole feel a fault wherever it is. What is only worth
+    knowing explains nothing that is worse. Of several causes the one that is itself a main finding, the worst and
+    then the first counts. `explains` has no circles, so there always is a main finding.
     """
     place = {site.id: index for index, site in enumerate(sites) if site.kind != "parameter"}  # weights act anywhere
     causes: dict[int, Finding] = {}
@@ -26,7 +26,9 @@ def with_causes(findings: Sequence[Finding], rules: Mapping[str, Rule], sites: S
             others = [
                 main(other)
                 for other, cause in enumerate(findings)
-                if finding.code in rules[cause.code].explains and _reaches(cause, finding, place)
+                if finding.code in rules[cause.code].explains
+                and (cause.severity != "info" or finding.severity == "info")
+                and _reaches(cause, finding, place)
             ]
             causes[index] = min(others, key=lambda item: SEVERITIES.index(item.severity), default=finding)
         return causes[index]

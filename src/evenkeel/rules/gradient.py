@@ -48,7 +48,7 @@ def _ratio(numerator: float, denominator: float) -> float:
 def _judge_vanishing(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     yield from _stopped(measurements, sites)
     for stack in _stacks(measurements, sites):
-        live = [block for block in stack if block.gradient > 0]
+        live = [block for block in stack if 0 < block.gradient < math.inf]
         found = [case for pair in combinations(live, 2) if (case := _vanished(*pair, bounds["left"])) is not None]
         if found:  # the narrowest pair says most exactly where
             yield min(found, key=lambda item: (item[0], -item[1].excess))[1]
@@ -107,7 +107,7 @@ def _exploded(earlier: _Block, later: _Block, grown: float) -> tuple[int, Case] 
 
 def _judge_exploding(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     for stack in _stacks(measurements, sites):
-        live = [block for block in stack if block.gradient > 0]
+        live = [block for block in stack if 0 < block.gradient < math.inf]
         found = [case for pair in combinations(live, 2) if (case := _exploded(*pair, bounds["grown"])) is not None]
         if found:
             yield min(found, key=lambda item: (item[0], -item[1].excess))[1]

@@ -283,7 +283,7 @@ NUM606 = Rule(
         example(
             "a branch of small outputs at initialisation, in front of its norm",
             _norm("layers.0.norm"),
-            _norm("layers.0.post", epsilon_share=0.99, reads_stream=0.0),
+            _norm("layers.0.post", epsilon_share=0.99, input_rms=1e-4, reads_stream=0.0),
         ),
     ),
     judge=_judge_starved,
