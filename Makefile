@@ -42,7 +42,7 @@ bench: $(INSTALLED) ## print the benchmarks' tables (40 minutes)
 ulp: $(INSTALLED) ## measure every pointwise function on all 2^32 float32 patterns (an hour; goes on where it was stopped)
 	$(BIN)/python benchmarks/ulp.py
 
-faults: $(INSTALLED) ## diagnose 3,600 sick and healthy models and count what is right (an hour; goes on where it was stopped)
+faults: $(INSTALLED) ## diagnose 3,500 sick and healthy models and count what is right (an hour; goes on where it was stopped)
 	$(BIN)/python benchmarks/faults.py --out docs/diagnosis.md
 
 fuzz: $(INSTALLED) ## run the property tests on examples that were never tried (FUZZ=n for n rounds)

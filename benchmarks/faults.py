@@ -32,7 +32,9 @@ def main() -> int:
     """Run what has not been run and print the tables; or one case and print its diagnosis."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", metavar="ID", help="run this case alone and print its diagnosis")
-    parser.add_argument("--part", choices=PARTS, nargs="+", default=list(PARTS), help="only these parts (default: all)")
+    parser.add_argument(
+        "--part", choices=PARTS, nargs="+", help="only these parts (default: all; with a choice of cases, these alone)"
+    )
     parser.add_argument("--split", choices=SPLITS, help="only the cases of one split")
     parser.add_argument("--fault", metavar="NAME", nargs="+", help="only these faults; `healthy` is one here")
     parser.add_argument("--family", metavar="NAME", nargs="+", help="only these families")
@@ -55,11 +57,14 @@ def main() -> int:
         write_applicable()
         return 0
     chosen = choose(arguments)
+    if not chosen:
+        parser.error("these options leave no case; --list shows which there are")
     if arguments.list:
         print("\n".join(case.id for case in chosen))
         return 0
     lines = ["# Measured diagnoses", "", "Made by `make faults`.", ""]
-    for part in arguments.part:
+    filtered = arguments.few or any((arguments.split, arguments.fault, arguments.family, arguments.sample))
+    for part in arguments.part or (["cases"] if filtered else PARTS):
         title, made = PARTS[part]
         lines += [f"# {title}", "", *made(chosen, arguments)]
     print("\n".join(lines))

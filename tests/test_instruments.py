@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from evenkeel.functional._statistics import Magnitudes
 from evenkeel.instruments import INSTRUMENTS, Stat, for_kind
+from evenkeel.instruments._rows import some_rows
 from evenkeel.schema import SITE_KINDS
 from evenkeel.tracing.events import (
     ActivationEvent,
@@ -634,3 +635,10 @@ def test_merged_magnitudes_weigh_every_value_alike():
         both, other = (large, small) if large_first else (small, large)
         both.merge(other)
         assert float(both.share_above(torch.tensor(1.5))) == pytest.approx(0.2, abs=1e-3)
+
+
+@pytest.mark.parametrize(("batch", "length", "columns"), [(32, 128, 768), (64, 512, 1024), (8, 96, 4096), (5, 7, 3)])
+def test_a_sample_of_rows_meets_many_positions(batch: int, length: int, columns: int):
+    positions = torch.arange(length).repeat(batch)[:, None].expand(-1, columns)
+    seen = some_rows(positions)[:, 0]
+    assert len(seen) >= min(len(positions), 32) and len(seen.unique()) >= min(length, 32)

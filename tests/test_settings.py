@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -119,7 +120,7 @@ WRONG = {
     '[tool.evenkeel.rules.ATT303]\nbounds = {clipped = "2"}': "bounds.clipped is '2' and must be a finite number",
     "[tool.evenkeel.rules.ATT303]\nbounds = {clipped = true}": "must be a finite number",
     "[tool.evenkeel.rules.ATT303]\nbounds = {clipped = nan}": "must be a finite number",
-    '[tool.evenkeel.rules.ATT303]\nseverity = "errors"': "no severity is 'errors'; did you mean 'error'?",
+    '[tool.evenkeel.rules.ATT303]\nseverity = "errors"': "of ATT303 cannot be 'errors'; did you mean 'error'?",
     '[tool.evenkeel.suppress]\ncode = "ATT301"': "write [[tool.evenkeel.suppress]]",
     '[[tool.evenkeel.suppress]]\ncode = "ATT310"': "did you mean 'ATT30",
     '[[tool.evenkeel.suppress]]\nsite = "a"': "has no key 'site'; did you mean 'sites'?",
@@ -191,9 +192,8 @@ def test_a_suppression_without_code_or_without_sites() -> None:
 def test_an_unused_suppression_is_told() -> None:
     unused = Suppression(code="ATT303", sites=("layers.7.*",), reason="gone")
     diagnosis = judged(suppress=(unused, Suppression(code="ATT304"), Suppression(code="ATT303", sites=("layers.1.*",))))
-    assert diagnosis.notes == (
+    assert diagnosis.notes == (  # ATT304 had no readings, so that nobody knows what it would have hidden
         "unused suppression, it hides nothing: ATT303 at layers.7.* (gone)",
-        "unused suppression, it hides nothing: ATT304",
         "suppressed: ATT303 at layers.1.attn",
     )
     assert "unused suppression" in " ".join(diagnosis.to_text().split())
@@ -305,3 +305,32 @@ def test_inspect_watch_and_describe_take_settings(model: Transformer) -> None:
     described = ek.describe(model, settings=ek.Settings(ignore=("ARC703",)))
     assert "ARC703" not in {item.code for item in described.rules}
     assert "ignored on request: ARC703" in described.notes
+
+
+def test_one_glob_may_be_a_string_from_python_as_well() -> None:
+    assert Suppression(code="ACT102", sites=cast(Any, "blocks.9.*")).sites == ("blocks.9.*",)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"ignore": "ATT303"}, "ignore is"),
+        ({"suppress": Suppression(code="ATT303")}, "suppress is"),
+        ({"rules": {"ATT303": {"severity": "error"}}}, "must be an Override"),
+        ({"rules": {"ACT102": Override(bounds=cast(Any, {"dead_share": "0.5"}))}}, "must be a finite number"),
+        ({"rules": {"ACT102": Override(severity=cast(Any, "fatal"))}}, "ACT102"),
+    ],
+)
+def test_what_is_of_the_wrong_type_is_refused_from_python_as_well(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        ek.Settings(**given)
+
+
+def test_a_suppression_of_a_rule_that_was_not_judged_is_not_called_unused() -> None:
+    case = RULES["ATT303"].firing[0].measurements
+    settings = ek.Settings(suppress=(Suppression(code="ATT302"), Suppression(code="ATT303", sites=("nowhere",))))
+    with Record.create(None, case.model, case.data) as record:
+        record.append(0, case.sites, case.readings)
+        notes = judge(record, settings).notes
+    assert [note for note in notes if "unused" in note and "ATT303" in note]
+    assert not [note for note in notes if "unused" in note and "ATT302" in note]

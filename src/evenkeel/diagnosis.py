@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
@@ -85,11 +85,16 @@ def judge_readings(
 
     findings, statuses = judged(settings)
     everything, _ = judged(replace(settings, suppress=())) if settings.suppress else (findings, statuses)
-    return Judgement(findings, statuses, tuple(_notes(settings, everything)))
+    passed = {item.code for item in statuses if item.status == "pass"}
+    return Judgement(findings, statuses, tuple(_notes(settings, everything, passed)))
 
 
-def _notes(settings: Settings, everything: Sequence[Finding]) -> Iterator[str]:
-    """What the settings changed; everything: the findings as they are without suppressions."""
+def _notes(settings: Settings, everything: Sequence[Finding], passed: Collection[str]) -> Iterator[str]:
+    """What the settings changed; everything: the findings without suppressions; passed: codes judged without one.
+
+    A suppression is unused only where its rule was judged and found nothing there: another command may need it.
+    """
+    judged = {finding.code for finding in everything} | set(passed)
     for code, override in settings.rules.items():
         changes = [
             f"{name} {value:g} (by default {RULES[code].bounds[name]:g})" for name, value in override.bounds.items()
@@ -106,7 +111,7 @@ def _notes(settings: Settings, everything: Sequence[Finding]) -> Iterator[str]:
                 sites = [site for site in finding.sites if matches(suppression.sites, site)]
                 hidden.setdefault(finding.code, []).extend(sites)
         told = [f"{code} at {where(sites)}" for code, sites in hidden.items() if sites]
-        reason = f" ({suppression.reason})" if suppression.reason else ""
-        yield (
-            f"suppressed: {', '.join(told)}{reason}" if told else f"unused suppression, it hides nothing: {suppression}"
-        )
+        if told:
+            yield f"suppressed: {', '.join(told)}{f' ({suppression.reason})' if suppression.reason else ''}"
+        elif not suppression.code or suppression.code in judged:
+            yield f"unused suppression, it hides nothing: {suppression}"

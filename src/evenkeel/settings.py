@@ -34,6 +34,10 @@ class Suppression:
     sites: tuple[str, ...] = EVERYWHERE
     reason: str = ""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.sites, str):  # else each of its letters would be a glob
+            object.__setattr__(self, "sites", (self.sites,))
+
     def __str__(self) -> str:
         places = "" if self.sites == EVERYWHERE else f" at {', '.join(self.sites)}"
         return f"{self.code or 'every rule'}{places}{f' ({self.reason})' if self.reason else ''}"
@@ -57,10 +61,16 @@ class Settings:
     source: str = ""
 
     def __post_init__(self) -> None:
+        for name, items in (("suppress", self.suppress), ("ignore", self.ignore)):
+            if isinstance(items, str | Suppression):
+                raise UsageError(f"{name} is {_shown(items)} and must be a tuple; write {name}=(..., )")
         for code, override in self.rules.items():
+            if not isinstance(override, Override):
+                raise UsageError(f"rules[{code!r}] is {_shown(override)} and must be an Override; write Override(...)")
+            _checked_numbers(override.bounds, code)
             _one_of(override.bounds, RULES[code].bounds, f"{code} has no bound")
             if override.severity is not None:
-                _one_of([override.severity], SEVERITIES, "no severity is")
+                _one_of([override.severity], SEVERITIES, f"the severity of {code} cannot be")
         for suppression in self.suppress:
             if suppression.code:
                 RULES[suppression.code]
@@ -156,13 +166,17 @@ def _settings(table: Any, path: Path) -> Settings:
 def _override(item: Any, key: str) -> Override:
     given = _keys(item, key, ("bounds", "severity"))
     bounds = _mapping(given.get("bounds", {}), f"{key}.bounds")
-    for name, value in bounds.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise UsageError(f"{key}.bounds.{name} is {_shown(value)} and must be a finite number")
+    _checked_numbers(bounds, key)
     severity = _text(given["severity"], f"{key}.severity") if "severity" in given else None
     return Override(
         bounds={name: float(value) for name, value in bounds.items()}, severity=cast(Severity | None, severity)
     )
+
+
+def _checked_numbers(bounds: Mapping[str, Any], key: str) -> None:
+    for name, value in bounds.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UsageError(f"{key}.bounds.{name} is {_shown(value)} and must be a finite number")
 
 
 def _suppression(item: Any, key: str) -> Suppression:

@@ -9,6 +9,14 @@ _LEAST = 32
 
 
 def some_rows(table: Tensor) -> Tensor:
-    """(rows, columns): all of them, or every so manieth of a large table, at most 16,384 values or 32 rows."""
-    most = max(_LEAST, _VALUES // max(1, table.shape[1]))
-    return table[:: -(-table.shape[0] // most)] if table.shape[0] > most else table
+    """(rows, columns): all of them, or every so manieth of a large table, some 16,384 values or 32 rows."""
+    return table[:: stride(table.shape[0], max(_LEAST, _VALUES // max(1, table.shape[1])))]
+
+
+def stride(rows: int, least: int) -> int:
+    """Every how manieth of so many rows is taken where at least so many are wanted.
+
+    It is odd: rows are sequences one behind the other, and an even stride would meet the same few positions of each.
+    """
+    even = max(1, rows // max(1, least))
+    return even - 1 + even % 2

@@ -13,6 +13,7 @@ from ..functional._sums import TEMPERATURES, logit_statistics
 from ..schema import SiteKind
 from ..tracing.events import Event, HeadEvent
 from ._protocol import Stat
+from ._rows import stride
 
 _BINS = 15
 _SAMPLE = 2**21  # logits a call on which temperatures are tried
@@ -24,7 +25,7 @@ class HeadInstrument:
     """Over all rows whose target is not ignored (all rows where there are no targets), in nats and logits.
 
     Without targets: logsumexp_mean, logit_absmax, entropy, top_probability, classes, and probability_share: of an even
-    sample of each call's rows (at most 64), the share that are distributions already, entries in [0, 1] and sum 1.
+    sample of each call's rows (64 or some more), the share that are distributions already, entries in [0, 1], sum 1.
     With targets also loss, accuracy, ece (15 equal bins of the top probability, Guo et al. 2017), and
     optimal_temperature: of 25 temperatures from 1/4 to 4, a sixth of an octave apart, the one with the smallest loss
     over an even sample of each call's rows (all rows up to 2 million logits, beyond that at least 64);
@@ -69,7 +70,7 @@ class HeadInstrument:
             self._with_targets = True
             wanted = _wanted(targets, event)
         safe = torch.where(wanted, targets, 0)
-        every = 0 if event.targets is None else -(-rows // max(64, _SAMPLE // classes))
+        every = 0 if event.targets is None else stride(rows, max(64, _SAMPLE // classes))
         described, heated = logit_statistics(event.logits, every)
         below_top = event.logits.gather(1, safe.unsqueeze(1)).squeeze(1).double() - described[:, 2]
         self._take_in(_sums(safe, wanted, below_top, described))
@@ -146,7 +147,7 @@ def _sums(targets: Tensor, wanted: Tensor, at_target: Tensor, described: Tensor)
 
 def _distributions(logits: Tensor, wanted: Tensor, described: Tensor) -> dict[str, Tensor]:
     """How many rows of an even sample are probabilities already."""
-    every = -(-len(logits) // _SUMMED)
+    every = stride(len(logits), _SUMMED)
     totals = logits[::every].sum(-1, dtype=torch.float64)
     lowest, highest = described[::every, 1], described[::every, 2]
     close = (totals - 1).abs() <= max(_ROUNDED, 4 * torch.finfo(logits.dtype).eps)

@@ -18,7 +18,7 @@ from ._rows import some_rows
 
 
 class NormInstrument:
-    """Of an even sample of the rows that are normalised, at most 16,384 values or 32 rows a call.
+    """Of an even sample of the rows that are normalised, some 16,384 values or 32 rows a call.
 
     input_rms, output_rms. constant_channel_share: channels of the output that are the same for every token, to one
     spacing of the dtype; constant_input_share: of the input, to half of the dtype's digits, as equal tokens are behind
