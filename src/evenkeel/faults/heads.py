@@ -109,7 +109,7 @@ FAULTS = (
         story="The logits of a trained model are three times as large as its data bears out, or more.",
         source="Guo et al. 2017, On Calibration of Modern Neural Networks",
         codes=("OUT402", "OUT401"),
-        may=("OUT401", "OUT403"),
+        may=("OUT403",),
         inject=_overconfident,
     ),
     Fault(

@@ -121,7 +121,7 @@ FAULTS = (
         story="Attention scores are multiplied by √d where they should have been divided.",
         source=_VASWANI,
         codes=("ARC701", "ATT303", "ATT304"),
-        may=("ATT301", "ATT303", "ATT304", "GRD501", "GRD502", "OUT403"),
+        may=("ATT301", "GRD501", "GRD502", "OUT403"),
         inject=_multiplied,
         remedy=Change("attention.scale", "sqrt"),
     ),

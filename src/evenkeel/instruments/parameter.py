@@ -67,7 +67,8 @@ class ParameterInstrument:
         if event.optimized is not None:
             self._optimizer[self.IN_OPTIMIZER] = torch.tensor(float(event.optimized))
         if event.learning_rate is not None and event.planned_rate is not None:
-            self._optimizer |= {self.LEARNING_RATE: event.learning_rate, self.PLANNED_RATE: event.planned_rate}
+            rates = {self.LEARNING_RATE: event.learning_rate, self.PLANNED_RATE: event.planned_rate}
+            self._optimizer |= {stat: rate.clone() for stat, rate in rates.items()}  # an optimizer changes its own
 
     def merge(self, other: ParameterInstrument) -> None:
         for name, (total, count) in other._mean_squares.items():

@@ -181,7 +181,7 @@ ATT302 = Rule(
         example(
             "still uniform, and the loss has stopped falling",
             at("layers.0.attn:attention.softmax", entropy_relative=(0.9991, 0.9995), score_std=(0.11, 0.08)),
-            log=tuple(StepLog(step=step, loss=max(3.3, 5.0 - 0.1 * step)) for step in range(200)),
+            log=tuple(StepLog(step=step, loss=max(3.3, 5.0 - 0.1 * step) - 1e-4 * step) for step in range(200)),
         ),
     ),
     silent=(

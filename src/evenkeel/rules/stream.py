@@ -84,7 +84,10 @@ NUM607 = Rule(
     try_command="evenkeel rules NUM607",
     source="Xiong et al. 2020; Radford et al. 2019, section 2.3; Heimersheim and Turner 2023, Residual stream norms "
     "grow exponentially over the forward pass; bound derived here",
-    firing=(example("no norm, and branches three times their input", *_stream(1.0, 3.2, 10.0, 33.0, 104.0)),),
+    firing=(
+        example("no norm, and branches three times their input", *_stream(1.0, 3.2, 10.0, 33.0, 104.0)),
+        example("a trained stack that grows by more than its share", *_stream(1.0, 1.5, 3.5, 8.0, 19.0, 28.0)),
+    ),
     silent=(
         example("a pre-norm stack", *_stream(1.0, 1.41, 1.73, 2.0, 2.24)),
         example("branches that all point one way", *_stream(1.0, 2.0, 3.0, 4.0)),
