@@ -21,7 +21,8 @@ import evenkeel as ek
 from evenkeel.architectures.offline import offline_and_quiet
 from evenkeel.diagnosis import Diagnosis
 from evenkeel.errors import NotApplicable, UsageError
-from evenkeel.faults import FAULTS, Batch, Fault, Patient, Recipe, loss_of, run
+from evenkeel.faults import FAULTS, Fault, Patient, Recipe, loss_of, run
+from evenkeel.rules import RULES
 from evenkeel.schema import Change
 
 from .bases import EVERY_FAMILY, Base
@@ -45,9 +46,9 @@ _TRIED_ON = 10_000  # away from the seeds that batches of the training have
 class Attempt:
     """What came of one cure.
 
-    found: the codes of the fault that were there before. changes: what was applied, in order. cleared: whether none of
-    these codes is left after training. sick, cured: shares of the healthy twin's improvement. reason: why there was
-    nothing to cure, or the change could not be applied.
+    found: the codes of the fault that were there before. changes: what was applied, in order. cleared: whether there
+    were such codes and none is left after training. sick, cured: shares of the healthy twin's improvement. reason: why
+    the model has no place for the fault. What was not found, or not applied, failed.
     """
 
     fault: str
@@ -94,7 +95,7 @@ def attempt(told: Attempt) -> Attempt:
         torch.manual_seed(seed)
         try:
             return _attempted(told, fault, Base(family, _SIZE, seed, 0))
-        except (NotApplicable, UsageError) as error:
+        except NotApplicable as error:
             return replace(told, reason=str(error))
 
 
@@ -104,10 +105,11 @@ def _attempted(told: Attempt, fault: Fault, base: Base) -> Attempt:
     start, reached = _loss(healthy), _trained(healthy, base, lambda recipe: recipe)
     sick = _hurt(fault, base)
     found = _codes(fault, _diagnosed(sick, fault, base))
-    if not found:
-        return replace(told, reason=f"none of {', '.join(fault.codes)} is found before the cure")
     cured = _hurt(fault, base)
-    changes = _cure(cured, fault)
+    try:
+        changes = _cure(cured, fault)
+    except UsageError as error:
+        return replace(told, found=found, changes=(f"refused: {error}",))
     train = fault.train or (lambda recipe: recipe)
     gained = start - reached
     return replace(
@@ -116,7 +118,7 @@ def _attempted(told: Attempt, fault: Fault, base: Base) -> Attempt:
         changes=changes,
         sick=(start - _trained(sick, base, train)) / gained,
         cured=(start - _trained(cured, base, train)) / gained,
-        cleared=not _codes(fault, _inspected(cured)),
+        cleared=bool(found) and not _codes(fault, _inspected(cured)),
     )
 
 
@@ -173,8 +175,7 @@ def _diagnosed(patient: Patient, fault: Fault, base: Base) -> Diagnosis:
 
 
 def _inspected(patient: Patient) -> Diagnosis:
-    batches: tuple[Batch, ...] = patient.batches
-    return ek.inspect(patient.model, batches, loss=patient.loss)
+    return ek.inspect(patient.model, patient.batches, loss=patient.loss)
 
 
 def _codes(fault: Fault, diagnosis: Diagnosis) -> tuple[str, ...]:
@@ -190,17 +191,18 @@ def render(tried: Sequence[Attempt]) -> Iterator[str]:
     yield ""
     yield f"Cured: {Share.of(item.succeeded for item in judged)}."
     yield ""
-    rows = [_row(name, [item for item in judged if item.fault == name]) for name in dict.fromkeys(_names(judged))]
+    rows = [
+        _row(name, [item for item in judged if item.fault == name])
+        for name in dict.fromkeys(item.fault for item in judged)
+    ]
     yield from table(("fault", "changes", "cured", "code gone", "loss, sick", "loss, cured"), rows)
-    without = [f"`{name}`" for name, fault in FAULTS.items() if fault.remedy is None]
-    yield f"No change in code cures {', '.join(without)}."
+    untried = [fault for fault in FAULTS.values() if fault.remedy is None]
+    named = [fault.name for fault in untried if any(RULES[code].change is not None for code in fault.codes)]
+    yield f"No change in code is known for {', '.join(fault.name for fault in untried if fault.name not in named)}."
+    yield f"A rule names a change, and none is tried: {', '.join(named)}."
     yield ""
     yield from listed("Not cured", [(item.id, _told(item)) for item in judged if not item.succeeded])
     yield from listed("Not tried", [(item.id, item.reason) for item in tried if item.reason])
-
-
-def _names(tried: Sequence[Attempt]) -> Iterator[str]:
-    return (item.fault for item in tried)
 
 
 def _row(name: str, tried: Sequence[Attempt]) -> tuple[str, ...]:

@@ -21,12 +21,11 @@ from .diagnosis import Diagnosis, judge
 from .errors import UsageError
 from .measuring import Measurement, measure
 from .records import Record
-from .schema import DataInfo, ModelInfo, Reading, Site, StepLog, clean_name
+from .rules.run import RUN
+from .schema import DataInfo, ModelInfo, Reading, StepLog, clean_name
 from .settings import Settings
 from .tracing.provenance import tensors_in
 from .tracing.structure import Structure
-
-RUN = Site(path="", kind="run", op="training")
 
 _WINDOW = 64
 _ENOUGH = 16

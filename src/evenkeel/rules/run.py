@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..schema import Evidence, Phase, Severity, Site, StepLog
@@ -39,11 +39,12 @@ class _Move:
 
 def _judge_spike(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     log = sorted(measurements.log, key=lambda entry: entry.step)
+    jumps = tuple(_jumps(log))
     first_lost = next((place for place, entry in enumerate(log) if _lost(entry)), len(log))
     for place, entry in enumerate(log[: first_lost + 1]):
         if entry.loss is None or (entry.jump is None and not _lost(entry)):
             continue
-        move = _first_move(measurements, entry.step)
+        move = _first_move(measurements, entry.step, jumps)
         yield Case(
             severity=_severity(log, place),
             sites=(RUN,) if move is None else (RUN, move.site),
@@ -112,7 +113,7 @@ def _without_warmup(measurements: Measurements) -> str:
     return ""
 
 
-def _first_move(measurements: Measurements, spike: int) -> _Move | None:
+def _first_move(measurements: Measurements, spike: int, jumps: Sequence[_Move]) -> _Move | None:
     """What left its own earlier range first, a reading or the log's gradient norm: by step, ties in execution order."""
     steps = sorted({reading.step for reading in measurements.readings if reading.stat in _TOLD})
     before = [step for step in steps if step <= spike]
@@ -123,14 +124,14 @@ def _first_move(measurements: Measurements, spike: int) -> _Move | None:
         if site.kind != "parameter"
         for move in _moves(measurements, site, stat, phase, window)
     ]
-    return min((*_jumps(measurements, spike), *moves), key=lambda move: move.step, default=None)
+    before_it = [move for move in jumps if spike - _BEFORE <= move.step < spike]
+    return min((*before_it, *moves), key=lambda move: move.step, default=None)
 
 
-def _jumps(measurements: Measurements, spike: int) -> Iterator[_Move]:
-    """Jumps of the gradient norm in the steps before the spike; clipping may have hidden them from the loss."""
-    log = sorted(measurements.log, key=lambda entry: entry.step)
+def _jumps(log: Sequence[StepLog]) -> Iterator[_Move]:
+    """Jumps of the gradient norm; clipping may have hidden them from the loss."""
     for entry, _, _ in gradient_jumps(log, RUN802.bounds):
-        if spike - _BEFORE <= entry.step < spike and entry.gradient_norm is not None:
+        if entry.gradient_norm is not None:
             norms = [item.gradient_norm for item in log if item.gradient_norm and item.step < entry.step][-_BEFORE:]
             yield _Move(entry.step, RUN, "gradient_norm", entry.gradient_norm, min(norms), max(norms))
 
