@@ -16,7 +16,7 @@ from diagnosis import runner
 from diagnosis.cases import SICK, SPLITS, Case, able, cases, few_cases
 from diagnosis.peers import autotrainer, sagemaker_debugger
 from diagnosis.runner import Results, run_all
-from diagnosis.tables import Share, forbidden, is_brief, is_found, is_placed, loud, render
+from diagnosis.tables import Share, forbidden, is_brief, is_found, is_placed, is_warned, loud, render
 from diagnosis.trial import Outcome, Told, try_case
 
 from evenkeel.diagnosis import Diagnosis
@@ -105,6 +105,8 @@ def test_what_counts_as_found_allowed_placed_and_brief() -> None:
     quiet = Told("ARC701", "info", "", ())
     place = "model.layers.1.mlp"
     assert is_found(case, outcome(case, right)) and not is_found(case, outcome(case, foreign))
+    softly = outcome(case, Told("ACT102", "info", "", ()))
+    assert is_found(case, softly) and not is_warned(case, softly) and is_warned(case, outcome(case, right))
     assert is_placed(case, outcome(case, right, places=(place,)))
     assert is_placed(case, outcome(case, behind, places=(place,)))  # it comes first
     assert not is_placed(case, outcome(case, beside, places=(place,)))  # one site in three is no address

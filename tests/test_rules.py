@@ -235,6 +235,15 @@ def test_cases_of_one_severity_are_one_finding_told_by_the_worst():
     assert findings[1].evidence[0].value == 900.0 and "layers.1.attn" in findings[1].message
 
 
+def test_dead_channels_in_a_model_that_works_are_an_alarm_only_beyond_what_working_models_have():
+    def dead(share: float, loss: float) -> str:
+        layer = at("a:activation.relu", dead_channel_share=share, zero_gradient_share=0.8, input_absmax=9.0, tokens=4e3)
+        return only("ACT102", example("relu", layer, at("h:head.softmax", loss=loss, classes=256.0))).severity
+
+    assert [dead(share, 2.8) for share in (0.6, 0.8, 1.0)] == ["info", "warning", "error"]
+    assert [dead(share, 5.6) for share in (0.6, 0.8, 1.0)] == ["warning", "warning", "error"]
+
+
 # --- spikes ------------------------------------------------------------------------------------------------------
 
 

@@ -54,6 +54,16 @@ def test_a_gradient_jump_is_told_by_the_first_and_only_where_the_loss_is_calm() 
     assert found("RUN802", *logged(np.full(50, 2.0), norms[:50], jumps={40})) == ()
 
 
+def test_a_gradient_jump_by_itself_is_only_worth_knowing_once_the_run_has_gone_on() -> None:
+    norms = np.exp(np.random.default_rng(0).normal(0, 0.2, 120))
+    norms[40] = 12.0
+    (alone,), (just_now,) = (found("RUN802", *logged(np.full(end, 2.0), norms[:end])) for end in (120, 50))
+    assert (alone.severity, just_now.severity) == ("info", "warning")
+    norms[41:50] = 14.0
+    (lasting,) = found("RUN802", *logged(np.full(120, 2.0), norms))
+    assert lasting.severity == "warning"
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_noisy_descent_does_not_diverge(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -68,6 +68,11 @@ def is_found(case: Case, outcome: Outcome) -> bool:
     return any(item.code in _codes(case) for item in outcome.told)
 
 
+def is_warned(case: Case, outcome: Outcome) -> bool:
+    """Whether one of them fired at warning or above."""
+    return any(item.code in _codes(case) for item in loud(outcome))
+
+
 def forbidden(case: Case, outcome: Outcome) -> tuple[str, ...]:
     """Codes at warning or above that the case's fault does not allow."""
     fault = FAULTS[str(case.fault)]
@@ -123,6 +128,7 @@ def _summary(sick: Sequence[Judged], healthy: Sequence[Judged]) -> Iterator[str]
     localised = [item for item in sick if item[1].places and is_found(*item)]
     rows = {
         "sick models that get their fault's code": Share.of(is_found(*item) for item in sick),
+        "sick models that get it at warning or above": Share.of(is_warned(*item) for item in sick),
         "healthy models with a finding at warning or above": Share.of(bool(loud(item[1])) for item in healthy),
         "sick models with a code that the fault does not allow": Share.of(bool(forbidden(*item)) for item in sick),
         "found faults with a place, in which the right block is named": Share.of(
@@ -144,12 +150,13 @@ def _by_fault(sick: Sequence[Judged]) -> Iterator[str]:
             f"`{name}`",
             " ".join(FAULTS[name].codes),
             str(Share.of(is_found(*item) for item in group)),
+            str(Share.of(is_warned(*item) for item in group).count),
             str(Share.of(is_placed(*item) for item in localised)),
             str(Share.of(bool(forbidden(*item)) for item in group).count),
             str(Share.of(is_brief(item[1]) for item in group).count),
         )
 
-    header = ("fault", "codes", "found", "placed", "not allowed", f"≤ {TOP_LEVEL} main findings")
+    header = ("fault", "codes", "found", "as a warning", "placed", "not allowed", f"≤ {TOP_LEVEL} main findings")
     yield from table(header, (row(name, group) for name, group in groups.items()))
 
 

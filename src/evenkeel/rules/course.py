@@ -42,13 +42,16 @@ def gradient_jumps(log: Sequence[StepLog], bounds: Bounds) -> Iterator[tuple[Ste
 def _judge_hidden(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     log = sorted(measurements.log, key=lambda entry: entry.step)
     jumped = [entry.step for entry in log if entry.jump is not None]
-    for entry, usual, deviations in gradient_jumps(log, bounds):
+    jumps = list(gradient_jumps(log, bounds))
+    moments = sorted({*jumped, *(entry.step for entry, _, _ in jumps)})
+    for entry, usual, deviations in jumps:
         if entry.step in jumped or entry.gradient_norm is None:
             continue
         later = next((step for step in jumped if step > entry.step), None)
         told = "the loss has not jumped" if later is None else f"the loss jumps at step {later}"
+        passed = _passed(entry.step, moments, log[-1].step)
         yield Case(
-            severity="warning",
+            severity="info" if passed else "warning",
             sites=(RUN,),
             evidence=(
                 Evidence(stat="gradient_norm", value=entry.gradient_norm, bound=bounds["factor"] * usual, unit="1"),
@@ -58,6 +61,11 @@ def _judge_hidden(measurements: Measurements, sites: tuple[Site, ...], bounds: B
             f"{bounds['factor']:.3g} and {bounds['deviations']:.3g}); {told}",
             excess=-entry.step,  # the first one tells
         )
+
+
+def _passed(step: int, moments: Sequence[int], last: int) -> bool:
+    """Whether a jump was one step's own affair: the run went on, and nothing else jumps near it."""
+    return last - step >= _ENOUGH and not any(0 < abs(step - other) <= _RECENT for other in moments)
 
 
 def _judge_divergence(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
@@ -124,8 +132,8 @@ RUN802 = Rule(
     needs=(),
     measures="every step's gradient norm, before clipping, against those of the 32 steps before it, at steps whose "
     "loss did not jump",
-    severities=("warning",),
-    severity="warning",
+    severities=("warning", "info"),
+    severity="warning; info where the run went on for 16 steps, and nothing else jumps, norm or loss, within 32",
     bounds={"factor": 5.0, "deviations": 6.0},
     bound="5 times the median and 6 robust deviations (1.4826 times the median absolute deviation) above it, both of "
     "logarithms, over at least 16 steps. On normal noise 6 deviations happen once in 10^9 steps; a batch of a fifth "
@@ -142,7 +150,10 @@ RUN802 = Rule(
     try_command="evenkeel rules RUN802",
     source="Molybog et al. 2023, A Theory on Adam Instability; Huang et al. 2025, SPAM (gradient spikes); "
     "bound derived here",
-    firing=(example("a norm of 14 among norms of 0.7", log=_norms(*_CALM, 14.0, *_CALM[:4])),),
+    firing=(
+        example("a norm of 14 among norms of 0.7", log=_norms(*_CALM, 14.0, *_CALM[:4])),
+        example("one step of its own, and the run goes on", log=_norms(*_CALM, 14.0, *_CALM)),
+    ),
     silent=(
         example("the usual noise", log=_norms(*_CALM, 1.4, 0.9)),
         example("a jump that the loss shows as well", log=_norms(*_CALM, 14.0, jump_at=24)),
