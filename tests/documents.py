@@ -85,13 +85,13 @@ def document(blocks: int = 3, stack: str = "layers") -> Document:
         readings=tuple(readings),
         findings=(finding("ACT101", block(0, stack)[1]),),
         rules=tuple(
-            RuleStatus(code=code, status=status)  # type: ignore[arg-type]
-            for code, status in (
-                ("ACT101", "fail"),
-                ("ATT301", "pass"),
-                ("GRD501", "pass"),
-                ("RUN801", "not_applicable"),
-                ("OUT402", "not_measured"),
+            RuleStatus(code=code, status=status, reason=reason)  # type: ignore[arg-type]
+            for code, status, reason in (
+                ("ACT101", "fail", ""),
+                ("ATT301", "pass", ""),
+                ("GRD501", "pass", ""),
+                ("RUN801", "not_applicable", ""),
+                ("OUT402", "not_measured", "no ece was read at lm_head"),
             )
         ),
     )

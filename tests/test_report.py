@@ -151,7 +151,7 @@ def test_the_report_shows_every_number_in_its_place() -> None:
         "  source    derived",
         "  claims    C01, C02",
         "not measured  layers.1.scan: it is fused",
-        "not judged    OUT402: readings missing, too few, or NaN",
+        "not judged    OUT402: no ece was read at lm_head",
         "1 warning; 2 rules passed, 1 not applicable, 1 not measured",
     ):
         assert line in lines(drawn), line
@@ -169,8 +169,11 @@ def test_consequences_stand_in_a_line_each_under_their_main_finding() -> None:
         "! warning ATT303 attention logits too large",  # first, because an error follows from it
         "! warning ATT301 collapsed",
     ]
-    start = told.index("  follows   ✗ GRD501 vanishing: layers.{0-2}")
-    assert told[start + 1] == "            ! ACT101 saturated activation: layers.2.act"
+    start = told.index("  follows   ✗ GRD501 vanishing: layers.{0-2} (small_gradient_share 93%; bound")
+    assert told[start + 1 : start + 3] == [
+        "            50%)",  # an error tells its number
+        "            ! ACT101 saturated activation: layers.2.act",
+    ]
     assert start < told.index("! warning ATT301 collapsed")
     assert "1 error, 3 warnings, 2 of them consequences; 2 rules" in " ".join(told)
     assert drawn.count("Use another activation.") == 2

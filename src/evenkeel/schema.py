@@ -232,13 +232,17 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class RuleStatus:
-    """Whether a rule passed, failed, had nothing to judge, or lacked the readings it needs."""
+    """Whether a rule passed, failed, had nothing to judge, or lacked the readings it needs; then the reason says which.
+
+    reason: why it could not be judged; empty where it was, or had nothing to judge.
+    """
 
     code: str
     status: RuleOutcome
+    reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        return {"code": self.code, "status": self.status}
+        return {"code": self.code, "status": self.status, **({"reason": self.reason} if self.reason else {})}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RuleStatus:

@@ -125,7 +125,7 @@ def _format(name: str) -> Format:
 def _codes(text: str) -> tuple[str, ...]:
     from ..rules import RULES
 
-    codes = tuple(code.strip() for code in text.split(",") if code.strip())
+    codes = tuple(code.strip().upper() for code in text.split(",") if code.strip())
     for code in codes:
         RULES[code]
     return codes

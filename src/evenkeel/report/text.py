@@ -178,7 +178,10 @@ def _head_numbers(site: Site, newest: Latest) -> Iterator[tuple[str, str]]:
 
 
 def _findings(findings: Sequence[Finding], new: Collection[Finding] | None) -> Iterator[Group]:
-    """Each main finding in full, and what follows from it in a line each; the group with the worst comes first."""
+    """Each main finding in full, and what follows from it in a line each; the group with the worst comes first.
+
+    A consequence that is an error says its numbers: it may be what made a command fail.
+    """
     groups = _by_cause(findings)
     for group in sorted(groups, key=lambda group: min(SEVERITIES.index(item.severity) for item in group)):
         finding, *consequences = group
@@ -213,15 +216,22 @@ def _consequences(findings: Sequence[Finding], new: Collection[Finding] | None) 
     for label, finding in zip(("  follows", *[""] * len(findings)), findings, strict=False):
         line = Text(f"{MARKS[finding.severity]} ", STYLES[finding.severity])
         line.append(printable(f"{finding.code} {finding.rule}: {where(finding.sites, most=2)}"), "default")
+        if finding.severity == "error":
+            line.append(printable(f" ({', '.join(_measured(finding))})"), "default")
         line.append(_news(finding, new), "dim")
         yield label, line
 
 
-def _details(finding: Finding) -> Iterator[tuple[str, Text]]:
-    yield "  where", _safe(where(finding.sites))
+def _measured(finding: Finding) -> Iterator[str]:
     for evidence in finding.evidence:
         value, bound = (quantity(amount, evidence.unit) for amount in (evidence.value, evidence.bound))
-        yield "  measured", _safe(f"{evidence.stat} {value}; bound {bound}")
+        yield f"{evidence.stat} {value}; bound {bound}"
+
+
+def _details(finding: Finding) -> Iterator[tuple[str, Text]]:
+    yield "  where", _safe(where(finding.sites))
+    for text in _measured(finding):
+        yield "  measured", _safe(text)
     yield "  why", _safe(finding.why)
     for label, advice in zip(("  change", *[""] * len(finding.advice)), finding.advice, strict=False):
         yield label, _safe(advice)
@@ -242,9 +252,11 @@ def _missing(document: Document) -> Grid | None:
         if site.status != "measured":
             groups[site.status.replace("_", " "), site.reason].append(site.id)
     rows = [(status, _safe(f"{where(ids)}: {reason}")) for (status, reason), ids in groups.items()]
-    unjudged = [status.code for status in document.rules if status.status == "not_measured"]
-    if unjudged:
-        rows.append(("not judged", _safe(f"{', '.join(unjudged)}: readings missing, too few, or NaN")))
+    unjudged: dict[str, list[str]] = defaultdict(list)
+    for status in document.rules:
+        if status.status == "not_measured":
+            unjudged[status.reason or "readings missing, too few, or NaN"].append(status.code)
+    rows += [("not judged", _safe(f"{', '.join(codes)}: {reason}")) for reason, codes in unjudged.items()]
     return _grid(rows)
 
 

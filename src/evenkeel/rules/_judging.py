@@ -18,6 +18,7 @@ from ..schema import (
     Severity,
     Site,
     StepLog,
+    clean_name,
 )
 from ._causes import with_causes
 from ._measurements import Measurements
@@ -68,7 +69,8 @@ def judge_all(
     for rule in rules:
         found, outcome = apply(rule, measurements, overrides.get(rule.code, _AS_IT_IS))
         findings += found
-        statuses.append(RuleStatus(code=rule.code, status=outcome))
+        reason = _lacking(rule, measurements) if outcome == "not_measured" else ""
+        statuses.append(RuleStatus(code=rule.code, status=outcome, reason=reason))
     known = {rule.code: rule for rule in rules}
     return with_causes(findings, known, measurements.sites), tuple(statuses)
 
@@ -103,6 +105,25 @@ def _read(rule: Rule, measurements: Measurements, site: Site) -> bool:
         if not values or (need.at_least is not None and min(values) < need.at_least):
             return False
     return True
+
+
+def _lacking(rule: Rule, measurements: Measurements) -> str:
+    """What kept a rule from judging the first site it is about that it could not judge."""
+    concerned = (site for kind in rule.kinds for site in measurements.of_kind(kind) if rule.applies(site))
+    return next((reason for site in concerned if (reason := _lacking_at(rule, measurements, site))), "")
+
+
+def _lacking_at(rule: Rule, measurements: Measurements, site: Site) -> str:
+    place = clean_name(site.path) or "the model"
+    for need in rule.needs:
+        values = measurements.values(site, need.stat, need.phase)
+        if not values:
+            return f"no {need.stat} was read at {place}"
+        if need.at_least is not None and min(values) < need.at_least:
+            return f"{need.stat} is {min(values):,.0f} at {place}, too few to judge by; it takes {need.at_least:,.0f}"
+        if any(map(math.isnan, values)):
+            return f"{need.stat} is NaN at {place}"
+    return ""
 
 
 def _has_nan(rule: Rule, measurements: Measurements, site: Site) -> bool:
