@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 import evenkeel as ek
 from evenkeel.architectures.offline import offline_and_quiet
@@ -23,7 +24,7 @@ from evenkeel.diagnosis import Diagnosis
 from evenkeel.errors import NotApplicable, UsageError
 from evenkeel.faults import FAULTS, Fault, Patient, Recipe, loss_of, run
 from evenkeel.rules import RULES
-from evenkeel.schema import Change
+from evenkeel.schema import Change, Finding
 
 from .bases import EVERY_FAMILY, Base
 from .tables import Share, listed, table
@@ -46,15 +47,17 @@ _TRIED_ON = 10_000  # away from the seeds that batches of the training have
 class Attempt:
     """What came of one cure.
 
-    found: the codes of the fault that were there before. changes: what was applied, in order. cleared: whether there
-    were such codes and none is left after training. sick, cured: shares of the healthy twin's improvement. reason: why
-    the model has no place for the fault. What was not found, or not applied, failed.
+    found: the codes of the fault that were there before. named: whether one of these findings names the fault's remedy.
+    changes: what was applied, in order. cleared: whether there were such codes and none is left after training. sick,
+    cured: shares of the healthy twin's improvement. reason: why the model has no place for the fault. What was not
+    found, or not applied, failed.
     """
 
     fault: str
     family: str
     seed: int
     found: tuple[str, ...] = ()
+    named: bool = False
     changes: tuple[str, ...] = ()
     cleared: bool = False
     sick: float = float("nan")
@@ -103,22 +106,27 @@ def _attempted(told: Attempt, fault: Fault, base: Base) -> Attempt:
     assert fault.remedy is not None
     healthy = _patient(base, base.model())
     start, reached = _loss(healthy), _trained(healthy, base, lambda recipe: recipe)
-    sick = _hurt(fault, base)
-    found = _codes(fault, _diagnosed(sick, fault, base))
-    cured = _hurt(fault, base)
+    sick, cured = _hurt(fault, base), _hurt(fault, base)
+    findings = _of_the_fault(fault, _diagnosed(sick, fault, base))
+    told = replace(
+        told,
+        found=tuple(dict.fromkeys(item.code for item in findings)),
+        named=any(item.change == fault.remedy for item in findings),
+    )
+    train = fault.train or (lambda recipe: recipe)
+    recipe = train(base.recipe(STEPS))
+    optimizer = recipe.optimizer(cured.model, recipe)  # the one that did the harm goes on behind the cure
     try:
         changes = _cure(cured, fault)
     except UsageError as error:
-        return replace(told, found=found, changes=(f"refused: {error}",))
-    train = fault.train or (lambda recipe: recipe)
+        return replace(told, changes=(f"refused: {error}",))
     gained = start - reached
     return replace(
         told,
-        found=found,
         changes=changes,
         sick=(start - _trained(sick, base, train)) / gained,
-        cured=(start - _trained(cured, base, train)) / gained,
-        cleared=bool(found) and not _codes(fault, _inspected(cured)),
+        cured=(start - _trained(cured, base, train, optimizer)) / gained,
+        cleared=bool(findings) and not _of_the_fault(fault, _inspected(cured)),
     )
 
 
@@ -150,8 +158,10 @@ def _patient(base: Base, model: nn.Module) -> Patient:
     return Patient(model, tuple(islice(batches, family.count)))
 
 
-def _trained(patient: Patient, base: Base, train: Callable[[Recipe], Recipe]) -> float:
-    run(train(base.recipe(STEPS)), patient, base.stream())
+def _trained(
+    patient: Patient, base: Base, train: Callable[[Recipe], Recipe], optimizer: Optimizer | None = None
+) -> float:
+    run(train(base.recipe(STEPS)), patient, base.stream(), optimizer=optimizer)
     return _loss(patient)
 
 
@@ -178,8 +188,8 @@ def _inspected(patient: Patient) -> Diagnosis:
     return ek.inspect(patient.model, patient.batches, loss=patient.loss)
 
 
-def _codes(fault: Fault, diagnosis: Diagnosis) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(item.code for item in diagnosis.findings if item.code in fault.codes))
+def _of_the_fault(fault: Fault, diagnosis: Diagnosis) -> list[Finding]:
+    return [item for item in diagnosis.findings if item.code in fault.codes]
 
 
 def render(tried: Sequence[Attempt]) -> Iterator[str]:
@@ -195,7 +205,8 @@ def render(tried: Sequence[Attempt]) -> Iterator[str]:
         _row(name, [item for item in judged if item.fault == name])
         for name in dict.fromkeys(item.fault for item in judged)
     ]
-    yield from table(("fault", "changes", "cured", "code gone", "loss, sick", "loss, cured"), rows)
+    header = ("fault", "changes", "cured", "named by a finding", "code gone", "loss, sick", "loss, cured")
+    yield from table(header, rows)
     untried = [fault for fault in FAULTS.values() if fault.remedy is None]
     named = [fault.name for fault in untried if any(RULES[code].change is not None for code in fault.codes)]
     yield f"No change in code is known for {', '.join(fault.name for fault in untried if fault.name not in named)}."
@@ -214,6 +225,7 @@ def _row(name: str, tried: Sequence[Attempt]) -> tuple[str, ...]:
         f"`{name}`",
         ", ".join(changes),
         str(Share.of(item.succeeded for item in tried)),
+        str(Share.of(item.named for item in tried).count),
         str(Share.of(item.cleared for item in tried).count),
         f"{sick:.0%}",
         f"{cured:.0%}",

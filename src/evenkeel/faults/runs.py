@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from ..errors import NotApplicable
+from ..schema import Change
 from ..surgery.samples import made_up
 from ..training import adamw
 from ._draws import between
@@ -168,6 +169,7 @@ FAULTS = (
         codes=("ATT301", "ATT303"),
         may=("RUN801", "RUN802", "RUN803", "RUN804", "ATT304", "GRD501", "GRD502", "OUT403", "NUM609"),
         train=_collapsing,
+        remedy=Change("attention.qk_norm", True),
     ),
     Fault(
         name="steps_too_large",

@@ -154,7 +154,7 @@ def _merged(rule: Rule, cases: tuple[Case, ...]) -> Iterator[Finding]:
             message=worst.message,
             why=rule.why,
             advice=rule.advice,
-            change=rule.change,
+            change=worst.change or rule.change,
             claims=rule.claims,
             try_command=rule.try_command,
             source=rule.source,

@@ -26,7 +26,8 @@ class Need:
 class Case:
     """One place where a bound was passed. Cases of one rule and severity become one finding.
 
-    The finding tells evidence and message of the case with the largest `excess`, and lists the sites of all.
+    The finding tells evidence and message of the case with the largest `excess`, and lists the sites of all. change:
+    the remedy at this place, where it is another than the rule's.
     """
 
     severity: Severity
@@ -34,6 +35,7 @@ class Case:
     evidence: tuple[Evidence, ...]
     message: str
     excess: float
+    change: Change | None = None
 
 
 def anywhere(site: Site) -> bool:

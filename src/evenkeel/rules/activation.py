@@ -12,6 +12,7 @@ from ._rule import Bounds, Case, Need, Rule
 from ._training import has_learned
 
 _FEW_VALUES = 64  # values per channel: a share of 1/2 then has a standard error of 6%
+_ALWAYS_SLOPED = Change("feedforward.activation", "leaky_relu")  # a hundredth of its slope at the least, everywhere
 _ENOUGH_VALUES = 512  # values per channel: a unit that fires for 1% of tokens looks dead with probability 0.6%
 
 
@@ -168,6 +169,7 @@ def _judge_dead(measurements: Measurements, sites: tuple[Site, ...], bounds: Bou
             message=f"{site.op} at {site.path}: {dead:.1%} of its channels have slope 0 for all {tokens:,.0f} values "
             f"seen (bound {bound:.1%})" + ("" if many else "; the model has learned all the same"),
             excess=dead - bound + (dead == 1),
+            change=_ALWAYS_SLOPED if site.op == "silu" else None,
         )
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from ..precision import FORMATS
-from ..schema import Evidence, Site
+from ..schema import Change, Evidence, Site
 from ._examples import at, example
 from ._measurements import Measurements
 from ._rule import Bounds, Case, Need, Rule
@@ -97,6 +97,7 @@ OUT401 = Rule(
         "Cap the logits: cap tanh(logits / cap).",
         "Check the unembedding's init scale, or what a tied embedding is multiplied by.",
     ),
+    change=Change("head.z_loss", 1e-4),
     explains=("OUT402", "OUT403"),
     claims=("C20", "C22"),
     try_command="evenkeel rules OUT401",
