@@ -140,6 +140,14 @@ def test_some_of_these_models_has_a_place_for_it(name: str) -> None:
     assert any(applies(name, model) is not None for model in where)
 
 
+@pytest.mark.parametrize("name", [name for name in INJECTED if FAULTS[name].remedy is not None])
+def test_a_finding_names_the_remedy_of_its_fault(name: str) -> None:
+    fault = FAULTS[name]
+    for injury in filter(None, (applies(name, where) for where in (*OURS, "gpt2"))):
+        found = ek.inspect(injury.patient.model, injury.patient.batches).findings
+        assert fault.remedy in [finding.change for finding in found if finding.code in fault.codes]
+
+
 @pytest.mark.parametrize("name", CLEARED_AT_ONCE)
 def test_a_remedy_clears_its_fault(name: str) -> None:
     fault = FAULTS[name]

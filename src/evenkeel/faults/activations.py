@@ -105,7 +105,7 @@ def _dying(op: str, remedy: str, source: str, may: tuple[str, ...] = ()) -> Faul
 
 
 def _of_a_bounded(
-    op: str, name: str, story: str, inject: Callable[..., Injury], code: str, may: tuple[str, ...]
+    op: str, name: str, story: str, inject: Callable[..., Injury], code: str, may: tuple[str, ...], remedy: str
 ) -> Fault:
     return Fault(
         name=name,
@@ -114,7 +114,7 @@ def _of_a_bounded(
         codes=(code,),
         may=tuple(item for item in ("ACT101", "ACT103", "ARC702", "GRD501", *may) if item != code),
         inject=partial(inject, op),
-        remedy=Change("feedforward.activation", "silu"),
+        remedy=Change("feedforward.activation", remedy),
     )
 
 
@@ -127,6 +127,7 @@ FAULTS = (
             _plain_stack,
             "ARC702",
             ("ARC704", "GRD502", "NUM606", "ATT302", "OUT401", "OUT403"),
+            "gelu",
         )
         for op in ("sigmoid", "tanh")
     ),
@@ -138,6 +139,7 @@ FAULTS = (
             _saturated,
             "ACT101",
             ("NUM609",),
+            "silu",
         )
         for op in ("sigmoid", "tanh")
     ),

@@ -183,6 +183,26 @@ def _holds(block: Site, paths: list[str]) -> bool:
     return any(path == block.path or path.startswith(block.path + ".") for path in paths)
 
 
+def _lost_before_feeding(measurements: Measurements, block: Site) -> bool:
+    """Whether the block's input is gone already between its attention and its feed-forward: no norm reads it there.
+
+    A norm that reads no stream in a block that does carry its input stands on a branch, and says nothing.
+    """
+    sound = [site.path for site in measurements.of_kind("residual") if measurements.value(site, "carries_input")]
+    on_a_branch = {
+        block.path + norm.path.removeprefix(known)
+        for known in sound
+        for norm in measurements.of_kind("norm")
+        if norm.path.startswith(f"{known}.") and measurements.value(norm, "reads_stream") == 0
+    }
+    inside = [site for site in measurements.sites if _holds(block, [site.path]) and site.path not in on_a_branch]
+    mixers = [place for place, site in enumerate(inside) if site.kind in _PARTS[0]]
+    behind = inside[mixers[-1] + 1 :] if mixers else []
+    until = next((place for place, site in enumerate(behind) if site.kind in _PARTS[1]), len(behind))
+    reads = [measurements.value(site, "reads_stream") for site in behind[:until] if site.kind == "norm"]
+    return len(reads) > 0 and max(reads) == 0
+
+
 def _judge_cut(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     mixing, feeding = ([site.path for kind in kinds for site in measurements.of_kind(kind)] for kinds in _PARTS)
     for site in sites:
@@ -190,6 +210,7 @@ def _judge_cut(measurements: Measurements, sites: tuple[Site, ...], bounds: Boun
         if carries or abs(cosine) >= bounds["cosine"]:
             continue
         whole = _holds(site, mixing) and _holds(site, feeding)
+        branch = "attention" if _lost_before_feeding(measurements, site) else "feed-forward"
         if mixing and not whole:
             continue  # a branch that stands in a list of its own: its sum may be anywhere around it
         yield Case(
@@ -200,8 +221,10 @@ def _judge_cut(measurements: Measurements, sites: tuple[Site, ...], bounds: Boun
                 Evidence(stat="input_cosine", value=cosine, bound=bounds["cosine"], unit="1"),
             ),
             message=f"no sum leads from the input of {site.path} to its output, and they have a cosine of {cosine:.2g} "
-            f"(bound {bounds['cosine']:.2g}): a branch is without its residual connection",
+            f"(bound {bounds['cosine']:.2g}): "
+            + (f"its {branch} has no residual connection" if whole else "it has no residual connection"),
             excess=-abs(cosine),
+            change=Change("attention.residual", True) if branch == "attention" else None,
         )
 
 
@@ -235,6 +258,13 @@ ARC704 = Rule(
         example(
             "x = f(norm(x)) behind attention",
             at("layers.0.attn:attention.softmax"),
+            at("layers.0.mlp:activation.gelu"),
+            at("layers.0:residual.block", carries_input=0.0, input_cosine=0.03),
+        ),
+        example(
+            "an attention whose sum was left out",
+            at("layers.0.attn:attention.softmax"),
+            at("layers.0.norm2:norm.rms_norm", reads_stream=0.0),
             at("layers.0.mlp:activation.gelu"),
             at("layers.0:residual.block", carries_input=0.0, input_cosine=0.03),
         ),
