@@ -30,7 +30,7 @@ GRADUAL = ("entropy_collapse", "steps_too_large")
 """Faults that training reaches by and by; a broken batch is there with the loss that it breaks."""
 
 FAMILIES = ("own-gpt2", "own-llama", "gpt2", "llama", "opt")
-SEEDS = (41,)
+SEEDS = (41, 42, 43)
 
 _EVERY = 5
 _WARMUP = 0.25

@@ -27,6 +27,7 @@ from evenkeel.rules import RULES
 from evenkeel.schema import Change, Finding
 
 from .bases import EVERY_FAMILY, Base
+from .cases import NEEDS_WIDE_HEADS
 from .tables import Share, listed, table
 from .zoo import Size
 
@@ -34,10 +35,10 @@ STEPS = 100
 WITHIN = 0.9
 """The share of the healthy twin's improvement that a cured model has to reach."""
 
-FAMILIES = ("own-gpt2", "llama", "gpt2", "gpt_neox")
+FAMILIES = ("own-gpt2", "llama", "gpt2", "opt", "gpt_neox")
 SEEDS = (31,)
 
-_SIZE = Size(4, 64)
+_SIZE, _WIDE_HEADED = Size(4, 64), Size(4, 128)
 _MOST_CHANGES = 3
 _EVALUATED = 4  # batches
 _TRIED_ON = 10_000  # away from the seeds that batches of the training have
@@ -97,7 +98,8 @@ def attempt(told: Attempt) -> Attempt:
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
         try:
-            return _attempted(told, fault, Base(family, _SIZE, seed, 0))
+            size = _WIDE_HEADED if fault.name in NEEDS_WIDE_HEADS else _SIZE
+            return _attempted(told, fault, Base(family, size, seed, 0))
         except NotApplicable as error:
             return replace(told, reason=str(error))
 

@@ -180,6 +180,8 @@ def _confusion(sick: Sequence[Judged], healthy: Sequence[Judged]) -> Iterator[st
 
 
 def _peers(sick: Sequence[Judged], healthy: Sequence[Judged]) -> Iterator[str]:
+    sick, healthy = ([item for item in group if item[1].peers] for group in (sick, healthy))
+
     def judged_by(name: str, group: Sequence[Judged]) -> list[tuple[str, ...]]:
         verdicts = [outcome.peers.get(name) for _, outcome in group]
         return [verdict for verdict in verdicts if verdict is not None]
@@ -197,8 +199,8 @@ def _peers(sick: Sequence[Judged], healthy: Sequence[Judged]) -> Iterator[str]:
         if said or false:
             rows.append((name, "", str(Share.of(map(bool, said))), str(Share.of(map(bool, false)))))
     if len(rows) > 1:
-        yield "Beside other tools, on the same models. They do not name these faults, so that whatever they say of a"
-        yield "sick model at warning or above counts for them."
+        yield "Beside other tools, on the same models, a third of all. They do not name these faults, so that whatever"
+        yield "they say of a sick model at warning or above counts for them."
         yield ""
         yield from table(("", "sick: the fault's code", "sick: anything", "healthy: anything"), rows)
 

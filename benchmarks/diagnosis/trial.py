@@ -50,7 +50,7 @@ class Outcome:
     """What came of a case.
 
     places: module paths where the fault was put. told: every finding. peers: what each peer said, None where it could
-    not run. reason: why the fault could not be put into this model, where it could not.
+    not run; empty where none was asked. reason: why the fault could not be put into this model, where it could not.
     """
 
     id: str
@@ -77,7 +77,7 @@ def try_case(case: Case, *, with_peers: bool = True) -> Outcome:
         trial = examine(case)
     except NotApplicable as error:
         return Outcome(id=case.id, seconds=time.perf_counter() - start, peers={}, reason=str(error))
-    peers = verdicts(trial.diagnosis, lambda: _training(case)) if with_peers else {}
+    peers = verdicts(trial.diagnosis, lambda: _training(case)) if with_peers and case.with_peers else {}
     return Outcome(
         id=case.id,
         seconds=time.perf_counter() - start,
