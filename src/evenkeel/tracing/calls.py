@@ -55,6 +55,7 @@ def handlers() -> dict[str, Handler]:
         log_softmax=_log_softmax,
         masked_fill=_masked_fill,
         where=_where,
+        scatter=_scatter,
         cross_entropy=_cross_entropy,
         nll_loss=_nll_loss,
         linear_cross_entropy=_linear_loss,
@@ -285,6 +286,15 @@ def _where(trace: Trace, call: Call) -> Any:
         if isinstance(kept, Tensor) and isinstance(filled, int | float) and filled <= -1e3:
             visible = ~condition if visible is None else visible
             trace.tags.set(result, replace(trace.tags[kept], cuts=(), parts=(), gate=None, visible=visible))
+    return result
+
+
+def _scatter(trace: Trace, call: Call) -> Any:
+    """The chosen experts' scores may be written into a row of all experts, the others at −inf."""
+    result = call.run()
+    source = call.argument(3, "src")
+    if isinstance(source, Tensor) and (chosen := trace.tags[source].chosen) is not None:
+        trace.tags.set(result, Tag(chosen=chosen))
     return result
 
 

@@ -29,7 +29,10 @@ class ActivationEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateEvent:
-    """`product = activated * up`, where `activated` comes from an activation of other values; all of one shape."""
+    """`product = activated * up`, where `activated` comes from an activation of other values.
+
+    All of one shape, or `activated` is spread over several values of `up`, as one number for all channels of a token.
+    """
 
     activated: Tensor
     up: Tensor

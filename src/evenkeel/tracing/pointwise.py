@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..facts import FACTS
 from ..functional import ACTIVATIONS, CLAMPED_AT
 from . import exponentials, norms
 from .call import Call
@@ -168,20 +169,24 @@ def _is_softcap(node: Node) -> bool:
 
 
 def _sigmoid_scores(trace: Trace, op: str, scores: Tensor, candidate: Candidate) -> Normalised | None:
-    """A sigmoid may turn out to choose experts or to weigh values."""
+    """A sigmoid may turn out to choose experts or to weigh values; one of the chosen experts' scores has chosen."""
     if op != "sigmoid":
         return None
-    normalised = Normalised("sigmoid", trace.frames.path, scores, -1, None, candidate=candidate)
+    chosen = trace.tags[scores].chosen
+    normalised = Normalised("sigmoid", trace.frames.path, scores, -1, None, candidate=candidate, router=chosen)
+    candidate.taken = chosen is not None
     trace.add_normalised(normalised)
     return normalised
 
 
 def _gate(trace: Trace, first: Any, second: Any, product: Tensor) -> None:
     for activated, up in ((first, second), (second, first)):
-        if not isinstance(activated, Tensor) or not isinstance(up, Tensor) or activated.shape != up.shape:
+        if not isinstance(activated, Tensor) or not isinstance(up, Tensor):
             return
         candidate = trace.tags[activated].gate
         if candidate is None or same_values(up, candidate.input) or isinstance(up, nn.Parameter):
+            continue
+        if activated.shape != up.shape and not _lets_a_share_through(candidate, up, product):
             continue
         op = GATES.get(candidate.op, f"gated_{candidate.op}")
         if candidate.op == "quick_gelu" and any(
@@ -196,6 +201,12 @@ def _gate(trace: Trace, first: Any, second: Any, product: Tensor) -> None:
         )
         trace.emit(trace.site("gate", op), event)
         return
+
+
+def _lets_a_share_through(candidate: Candidate, up: Tensor, product: Tensor) -> bool:
+    """Whether one value gates several: it is a share, as a sigmoid's, and no size, as Mamba's steps; and no router's."""
+    bounded = candidate.op in FACTS and FACTS[candidate.op].bounded
+    return bounded and product.shape == up.shape and not candidate.taken
 
 
 def fused_gate(trace: Trace, call: Call) -> Any:
