@@ -67,8 +67,8 @@ def _rounded(measurements: Measurements, site: Site, bounds: Bounds) -> Iterator
             severity="info",
             sites=(site,),
             evidence=(Evidence(stat="max_logit", value=largest, bound=bound, unit="nats"),),
-            message=f"attention {site.path}: the logits of head {logits.index(largest)} reach {largest:,.4g} by what all "
-            f"keys of a row share, which the softmax ignores; scores held in {dtype} are rounded by "
+            message=f"attention {site.path}: the logits of head {logits.index(largest)} reach {largest:,.4g} by what "
+            f"all keys of a row share, which the softmax ignores; scores held in {dtype} are rounded by "
             f"{bounds['rounding']} nats or more from {bound:,.0f} on",
             excess=0,
         )

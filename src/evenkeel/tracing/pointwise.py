@@ -19,7 +19,7 @@ from .expressions import AFFINE, UNKNOWN, Cut, Node, compose, on_a_copy
 from .frames import Frame
 from .functions import AFFINE as AFFINE_CALLS
 from .functions import ANCHORS, PRODUCTS
-from .provenance import Candidate, Normalised, Tag, same_values
+from .provenance import Candidate, Normalised, Tag, same_values, spacing
 from .trace import Trace
 
 _RECURRENT_FROM = 4  # chained steps state' = decay·state + input that make a recurrence (a rotation has one)
@@ -54,7 +54,13 @@ def module_call(trace: Trace, frame: Frame, op: str, function: Callable[[Tensor]
     before = trace.tags[frame.before]
     call = Call(on_a_copy(function), f"module{id(frame.module)}", False, (frame.before,), {})
     cuts = compose(call.func, call.name, call.args, call.kwargs, lambda item: trace.tags[item].cuts)
-    tag = Tag(cuts=cuts, parts=before.parts, producer=before.producer, channel_dim=before.channel_dim)
+    tag = Tag(
+        cuts=cuts,
+        parts=before.parts,
+        producer=before.producer,
+        epsilon=before.epsilon,
+        channel_dim=before.channel_dim,
+    )
     if op == AFFINE:
         trace.tags.set(output, replace(before, cuts=cuts))
         return
@@ -83,7 +89,7 @@ def _carry(trace: Trace, call: Call) -> Any:
     result = call.run()
     tags = [trace.tags[item] for item in call.tensors]
     if tags and tags[0].producer is not None:
-        tag = Tag(producer=tags[0].producer)
+        tag = Tag(producer=tags[0].producer, epsilon=max(tags[0].epsilon, spacing(result)))
         trace.tags.set(result, exponentials.follow(trace, call, call.tensors, tags, result, tag))
     return result
 
@@ -105,6 +111,7 @@ def _conclude(trace: Trace, call: Call, args: tuple[Any, ...], cuts: tuple[Cut, 
         cuts=cuts,
         parts=tuple(dict.fromkeys(part for tag in tags for part in tag.parts)),
         producer=next((tag.producer for tag in tags if tag.producer is not None), None),
+        epsilon=max(spacing(result), *(tag.epsilon for tag in tags)),
         channel_dim=tags[0].channel_dim,
         fan_in=tags[0].fan_in,
         added=tags[0].added,
@@ -204,7 +211,7 @@ def _gate(trace: Trace, first: Any, second: Any, product: Tensor) -> None:
 
 
 def _lets_a_share_through(candidate: Candidate, up: Tensor, product: Tensor) -> bool:
-    """Whether one value gates several: it is a share, as a sigmoid's, and no size, as Mamba's steps; and no router's."""
+    """Whether one value gates several: as a share, like a sigmoid's, not as a size, like Mamba's steps; no router's."""
     bounded = candidate.op in FACTS and FACTS[candidate.op].bounded
     return bounded and product.shape == up.shape and not candidate.taken
 
