@@ -1,4 +1,4 @@
-"""False alarms once raised on healthy decoders of other kinds: gates and routers, attention logits, gradient scalers."""
+"""False alarms once raised on healthy decoders of other kinds: gates, routers, logits, gradient scalers."""
 
 from __future__ import annotations
 

@@ -86,11 +86,10 @@ ATT303 = Rule(
     "logits are large only by what all keys of a row share and the model's dtype rounds them by half a nat",
     bounds={"diverges": 10000.0, "clipped": 100.0, "grown": 2.0, "rounding": 0.5},
     bound="10,000: every run whose largest logit passed it diverged (Wortsman et al. 2023). 100: the level at which "
-    "Kimi K2's QK-clip and Megatron's hold them; without it they passed 1,000. The models of both have no bias on "
-    "keys, so that no shift is part of their logits: a bias b adds q·b to every key of a query, and softmax(s + c) = "
-    "softmax(s). Judged is therefore what a logit has above the mean of its row (Qwen2's and Phi-2's key biases make "
-    "all scores of a row large), or, where that is less, what it has without the largest value that positions add "
-    "(ALiBi). A shift still costs precision where scores are held in 16 bits: half the spacing is 0.5 nats at 128 in "
+    "Kimi K2's QK-clip and Megatron's hold them; without it they passed 1,000. A shift that all keys of a query share, "
+    "as q·b of a bias b on keys (Qwen2, Phi-2; Kimi K2 has none), changes nothing: softmax(s + c) = softmax(s). Judged "
+    "is therefore what a logit has above the mean of its row, or, where that is less, what it has without the largest "
+    "value that positions add (ALiBi). A shift still costs precision where scores are held in 16 bits: half the spacing is 0.5 nats at 128 in "
     "bfloat16, at 1,024 in float16; fused kernels hold them in float32. What a trained model has when it is first "
     "seen did not keep it from learning; a run tells whether it grows.",
     why="Logits that grow without limit turn the softmax into a hard choice, cost precision (in bfloat16 neighbours "
