@@ -89,9 +89,9 @@ ATT303 = Rule(
     "Kimi K2's QK-clip and Megatron's hold them; without it they passed 1,000. A shift that all keys of a query share, "
     "as q·b of a bias b on keys (Qwen2, Phi-2; Kimi K2 has none), changes nothing: softmax(s + c) = softmax(s). Judged "
     "is therefore what a logit has above the mean of its row, or, where that is less, what it has without the largest "
-    "value that positions add (ALiBi). A shift still costs precision where scores are held in 16 bits: half the spacing is 0.5 nats at 128 in "
-    "bfloat16, at 1,024 in float16; fused kernels hold them in float32. What a trained model has when it is first "
-    "seen did not keep it from learning; a run tells whether it grows.",
+    "value that positions add (ALiBi). A shift still costs precision where scores are held in 16 bits: half the "
+    "spacing is 0.5 nats at 128 in bfloat16, at 1,024 in float16; fused kernels hold them in float32. What a trained "
+    "model has when it is first seen did not keep it from learning; a run tells whether it grows.",
     why="Logits that grow without limit turn the softmax into a hard choice, cost precision (in bfloat16 neighbours "
     "lie 0.5 apart at 100) and precede divergence.",
     advice=(
