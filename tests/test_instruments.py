@@ -224,6 +224,9 @@ def test_router():
         "tokens": 3,
     }
     assert_twin(read("router", RouterEvent(chosen=chosen, experts=4)), expected)
+    scores = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.1, 0.0, 0.1, 0.0], [1.0, 0.0, 0.0, -1.0]])
+    found = read("router", RouterEvent(chosen=chosen, experts=4, scores=scores))
+    assert_twin(found, {**expected, "tied_share": 1 / 3})
 
 
 def head_twin(logits: np.ndarray, targets: np.ndarray) -> Numbers:
@@ -245,6 +248,7 @@ def head_twin(logits: np.ndarray, targets: np.ndarray) -> Numbers:
         "loss": loss(1.0),
         "logsumexp_mean": logsumexp.mean(),
         "logit_absmax": np.abs(logits).max(),
+        "logit_epsilon": 2.0**-23,
         "entropy": -np.where(p > 0, p * np.log(np.maximum(p, 1e-300)), 0).sum(1).mean(),
         "top_probability": top.mean(),
         "accuracy": right.mean(),
@@ -274,7 +278,10 @@ def test_head_without_targets_and_with_excluded_classes():
     """Without targets nothing is said of the loss; a class of logit −inf has probability 0 and entropy 0·log 0 = 0."""
     logits = drawn(20, 9)
     twin = head_twin(logits.double().numpy(), np.zeros(20, dtype=int))
-    wanted = ("logsumexp_mean", "logit_absmax", "entropy", "top_probability", "tokens", "classes", "probability_share")
+    wanted = (
+        *("logsumexp_mean", "logit_absmax", "logit_epsilon", "entropy", "top_probability", "tokens", "classes"),
+        "probability_share",
+    )
     assert_twin(read("head", HeadEvent(logits=logits)), {name: twin[name] for name in wanted})
     widened = torch.cat([logits, torch.full((20, 1), -math.inf)], 1)
     np.testing.assert_allclose(read("head", HeadEvent(logits=widened))["entropy"], twin["entropy"], rtol=1e-5)
@@ -456,7 +463,7 @@ def events(dtype: torch.dtype = torch.float32, batch: int = 6) -> dict[str, list
             AttentionEvent(scores=query @ query.mT, visible=visible),
             AttentionEvent(scores=query @ query.mT + added, added=drawn(batch, 4, 10, 10, seed=3).to(dtype)),
         ],
-        "router": [RouterEvent(chosen=targets.reshape(-1, 2), experts=7)],
+        "router": [RouterEvent(chosen=targets.reshape(-1, 2), experts=7, scores=logits[::2])],
         "head": [
             HeadEvent(logits=logits, targets=targets),
             HeadEvent(logits=logits),

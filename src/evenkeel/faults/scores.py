@@ -91,19 +91,32 @@ def _uncapped(patient: Patient) -> list[Attended]:
 def _enlarged(patient: Patient, attended: list[Attended], generator: torch.Generator) -> Injury:
     chosen = some(attended, generator)
     for item in chosen:
-        item.inflate(between(*_LARGE, generator) / largest_score(item))
+        item.inflate(between(*_LARGE, generator) / min(largest_score(item), _largest_rise(item)))
     return Injury(patient, tuple(dict.fromkeys(item.block for item in chosen)))
 
 
 def largest_score(item: Attended) -> float:
     """The largest score that an attention gives to a key that is surely visible."""
-    scores = item.scores()
-    if scores.shape[-1] == scores.shape[-2]:
-        scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -math.inf)
-    found = float(scores.max())
+    found = float(_visible(item).max())
     if not 0 < found < math.inf:
         raise NotApplicable(f"{item.site.path} gives no score above 0")
     return found
+
+
+def _largest_rise(item: Attended) -> float:
+    """The most that a score lies above the mean of its row: what a key bias adds to all of a row is no large score."""
+    scores = _visible(item)
+    seen = scores > -math.inf
+    means = scores.masked_fill(~seen, 0).sum(-1) / seen.sum(-1)
+    return float((scores.amax(-1) - means).max())
+
+
+def _visible(item: Attended) -> torch.Tensor:
+    """Scores, with -inf for keys that a causal query may not see."""
+    scores = item.scores()
+    if scores.shape[-1] != scores.shape[-2]:
+        return scores
+    return scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -math.inf)
 
 
 FAULTS = (

@@ -29,6 +29,8 @@ class AttentionSummary:
     """Σ entropy / log(visible keys), over rows that see two or more."""
     least_relative_entropy: Tensor
     maximum: Tensor
+    rise: Tensor
+    """The most that a row's largest score lies above its mean one: what is left of a maximum that all share."""
     scores: Tensor
     """How many scores are visible."""
     score_mean: Tensor
@@ -59,6 +61,7 @@ class AttentionSummary:
             total(relative, two),
             torch.where(two > 0, relative, torch.inf).amin((0, 2)),
             torch.where(one > 0, rows.maximum, -torch.inf).amax((0, 2)),
+            torch.where(one > 0, rows.maximum - rows.score_mean, 0).amax((0, 2)),
             scores,
             mean,
             total(rows.score_deviation + rows.visible * (rows.score_mean - mean[:, None]).square()),
@@ -73,7 +76,8 @@ class AttentionSummary:
             field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)
         }
         found["least_relative_entropy"] = torch.minimum(self.least_relative_entropy, other.least_relative_entropy)
-        found["maximum"] = torch.maximum(self.maximum, other.maximum)
+        for name in ("maximum", "rise"):
+            found[name] = torch.maximum(getattr(self, name), getattr(other, name))
         first, second = (torch.where(item.scores > 0, item.score_mean, 0) for item in (self, other))
         share = other.scores / found["scores"]
         found["score_mean"] = first + (second - first) * share

@@ -21,10 +21,11 @@ class AttentionInstrument:
 
     Means over rows: entropy (nats), entropy_relative (entropy / log visible keys, rows with at least two),
     participation (1/Σp²), softmax_gain (1 − Σp²), sink_mass (weight of the first key). Extremes: entropy_relative_min,
-    max_logit. Over all visible scores: score_mean, score_std. masked_rows counts rows that see nothing. A mean over no
-    rows is NaN (a head all of whose rows are masked); relative entropies are left out where no row can see two keys.
+    max_logit, and max_logit_rise: the most that a row's largest score lies above the mean of its visible scores. Over
+    all visible scores: score_mean, score_std. masked_rows counts rows that see nothing. A mean over no rows is NaN (a
+    head all of whose rows are masked); relative entropies are left out where no row can see two keys.
     score_scale, what products of queries and keys are multiplied by, and head_dim are there where a call tells them.
-    max_logit is infinite where scores that the model made by itself (no fused call) overflowed.
+    max_logit and its rise are infinite where scores that the model made by itself (no fused call) overflowed.
     added_max: the largest value that a call added to the product of queries and keys, as ALiBi's bias.
     blind_rows: of the masked rows, those that are no padding by the mask either: where queries and keys are the same
     tokens, a token that sees nothing and that nobody sees is padding.
@@ -35,6 +36,7 @@ class AttentionInstrument:
     ENTROPY_RELATIVE = Stat("entropy_relative", "share", axis="head")
     ENTROPY_RELATIVE_MIN = Stat("entropy_relative_min", "share", axis="head")
     MAX_LOGIT = Stat("max_logit", "logits", axis="head")
+    MAX_LOGIT_RISE = Stat("max_logit_rise", "logits", axis="head")
     SCORE_MEAN = Stat("score_mean", "logits", axis="head")
     SCORE_STD = Stat("score_std", "logits", axis="head")
     PARTICIPATION = Stat("participation", "keys", axis="head")
@@ -50,6 +52,7 @@ class AttentionInstrument:
         ENTROPY_RELATIVE,
         ENTROPY_RELATIVE_MIN,
         MAX_LOGIT,
+        MAX_LOGIT_RISE,
         SCORE_MEAN,
         SCORE_STD,
         PARTICIPATION,
@@ -130,10 +133,9 @@ class AttentionInstrument:
             several = summary.several
             found[self.ENTROPY_RELATIVE] = summary.relative_entropy / several
             found[self.ENTROPY_RELATIVE_MIN] = torch.where(several > 0, summary.least_relative_entropy, torch.nan)
-        largest = torch.where(summary.rows > 0, summary.maximum, torch.nan)
-        if self._overflowed is not None:
-            largest = torch.where(self._overflowed, torch.inf, largest)
-        found[self.MAX_LOGIT] = largest
+        for stat, largest in ((self.MAX_LOGIT, summary.maximum), (self.MAX_LOGIT_RISE, summary.rise)):
+            largest = torch.where(summary.rows > 0, largest, torch.nan)
+            found[stat] = largest if self._overflowed is None else torch.where(self._overflowed, torch.inf, largest)
         found[self.SCORE_MEAN] = summary.score_mean
         found[self.SCORE_STD] = (summary.score_deviation / summary.scores).sqrt()
         found[self.MASKED_ROWS] = summary.masked

@@ -24,7 +24,8 @@ _ROUNDED = 1e-3  # how far a softmax's sum may be from 1 however many classes th
 class HeadInstrument:
     """Over all rows whose target is not ignored (all rows where there are no targets), in nats and logits.
 
-    Without targets: logsumexp_mean, logit_absmax, entropy, top_probability, classes, and probability_share: of an even
+    Without targets: logsumexp_mean, logit_absmax, entropy, top_probability, classes; logit_epsilon: the spacing at 1 of
+    the coarsest format that held the logits between their linear map and here; and probability_share: of an even
     sample of each call's rows (64 or some more), the share that are distributions already, entries in [0, 1], sum 1.
     With targets also loss, accuracy, ece (15 equal bins of the top probability, Guo et al. 2017), and
     optimal_temperature: of 25 temperatures from 1/4 to 4, a sixth of an octave apart, the one with the smallest loss
@@ -39,6 +40,7 @@ class HeadInstrument:
         Stat("loss", "nats"),
         Stat("logsumexp_mean", "logits"),
         Stat("logit_absmax", "logits"),
+        Stat("logit_epsilon", "1"),
         Stat("entropy", "nats"),
         Stat("top_probability", "share"),
         Stat("accuracy", "share"),
@@ -75,7 +77,9 @@ class HeadInstrument:
         below_top = event.logits.gather(1, safe.unsqueeze(1)).squeeze(1).double() - described[:, 2]
         self._take_in(_sums(safe, wanted, below_top, described))
         self._take_in(_distributions(event.logits, wanted, described))
-        self._take_in({"classes": torch.zeros_like(described[0, 0]) + classes})
+        epsilon = event.epsilon or torch.finfo(event.logits.dtype).eps
+        none = torch.zeros_like(described[0, 0])
+        self._take_in({"classes": none + classes, "epsilon": none + epsilon})
         if every:
             counts = described.new_zeros(classes).scatter_add_(0, safe, wanted.double())
             self._take_in({"temperature_loss": _losses(below_top[::every], wanted[::every], heated)})
@@ -99,6 +103,7 @@ class HeadInstrument:
         values = {
             "logsumexp_mean": sums["logsumexp"] / rows,
             "logit_absmax": sums["absmax"],
+            "logit_epsilon": sums["epsilon"],
             "entropy": sums["entropy"] / rows,
             "top_probability": sums["top"] / rows,
             "tokens": rows,
@@ -178,7 +183,7 @@ def _with_room(first: Tensor, second: Tensor) -> Tensor:
     return pad(first, (0, size - len(first))) + pad(second, (0, size - len(second)))
 
 
-_MERGES = {"absmax": torch.maximum, "classes": torch.maximum, "targets": _with_room}
+_MERGES = {"absmax": torch.maximum, "classes": torch.maximum, "epsilon": torch.maximum, "targets": _with_room}
 """How two of a sum become one; the others are added."""
 
 

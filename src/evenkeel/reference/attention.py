@@ -112,6 +112,8 @@ def head_statistics(scores: Tensor, visible: Tensor, padded_queries: Tensor | No
         found["entropy_relative"] = relative.mean()
         found["entropy_relative_min"] = relative.min() if relative.numel() else nothing
         found["max_logit"] = seen_scores.max() if seen_scores.numel() else nothing
+        rises = (mine["maximum"] - mine["score_mean"])[one]
+        found["max_logit_rise"] = rises.max() if rises.numel() else nothing
         found["score_mean"] = seen_scores.mean()
         found["score_std"] = seen_scores.std(correction=0) if seen_scores.numel() else nothing
         found["masked_rows"] = (mine["visible"] == 0).sum().double()

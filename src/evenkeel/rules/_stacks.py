@@ -1,4 +1,4 @@
-"""Which blocks stand in one stack."""
+"""Which sites stand together: blocks in one stack, an activation and its gate."""
 
 from __future__ import annotations
 
@@ -29,3 +29,8 @@ def peers(sites: Iterable[Site]) -> Mapping[str, list[Site]]:
     for site in sites:
         found[".".join("{}" if part.isdigit() else part for part in site.path.split("."))].append(site)
     return found
+
+
+def feeds(activation: Site, gate: Site) -> bool:
+    """Whether an activation lies in a gate's own module or is a direct child of it: the one that gates."""
+    return gate.path in (activation.path, activation.path.rpartition(".")[0])

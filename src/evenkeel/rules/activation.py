@@ -9,6 +9,7 @@ from ..schema import Change, Evidence, Site
 from ._examples import at, example
 from ._measurements import Measurements
 from ._rule import Bounds, Case, Need, Rule
+from ._stacks import feeds
 from ._training import has_learned
 
 _FEW_VALUES = 64  # values per channel: a share of 1/2 then has a standard error of 6%
@@ -27,12 +28,8 @@ def _off_bound(op: str, one_sided: float) -> float:
 
 
 def _feeds_gate(measurements: Measurements, site: Site) -> bool:
-    """Whether a gate multiplies this activation: it lies in the gate's own module or is a direct child of it."""
-    return any(site.path == gate.path or _parent(site.path) == gate.path for gate in measurements.of_kind("gate"))
-
-
-def _parent(path: str) -> str:
-    return path.rpartition(".")[0]
+    """Whether a gate multiplies this activation."""
+    return any(feeds(site, gate) for gate in measurements.of_kind("gate"))
 
 
 def _judge_saturated(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:

@@ -57,11 +57,17 @@ def _judge_saturating(measurements: Measurements, sites: tuple[Site, ...], bound
             continue
         if any(gate.op in _SIGMOIDAL_GATES for gate in _gates_at(measurements, site)):
             continue
+        narrow = channels < fan_in
         yield Case(
-            severity="warning",
+            severity="info" if narrow else "warning",
             sites=(site,),
-            evidence=(Evidence(stat="channels", value=channels, bound=0, unit="channels"),),
-            message=f"{site.path}: {site.op} is the hidden activation of {channels:.0f} channels",
+            evidence=(Evidence(stat="channels", value=channels, bound=fan_in if narrow else 0, unit="channels"),),
+            message=f"{site.path}: {site.op} is the hidden activation of {channels:.0f} channels"
+            + (
+                f", fewer than the {fan_in:.0f} that lead in: a bottleneck, no feed-forward's hidden layer"
+                if narrow
+                else ""
+            ),
             excess=channels,
         )
 
@@ -133,10 +139,12 @@ ARC702 = Rule(
     needs=_SHAPES,
     applies=lambda site: site.op in _SATURATING,
     measures="which function a block's hidden layer applies to what its linear map gives, gates left out",
-    severities=("warning",),
-    severity="warning",
+    severities=("warning", "info"),
+    severity="warning; info where the channels are fewer than those that lead into them",
     bound="sigmoid, tanh, hardsigmoid, hardtanh or softsign between two linear maps of a block. As gates, in routers "
-    "and in recurrences they are at home.",
+    "and in recurrences they are at home. A feed-forward's hidden layer is as wide as its input or wider (2.3 to 8 "
+    "times in released models); a narrower one makes coefficients (the tanh of Gemma 3n's AltUp) or is a low-rank "
+    "map, whose few channels are bounded on purpose.",
     explains=("ACT101", "ACT103", "GRD501"),
     why="Their gradient vanishes for large inputs of either sign, and in the field's comparisons they train to a "
     "worse loss than GELU, SiLU or ReLU (final loss 1.867 for sigmoid against 1.838, Narang et al. 2021).",
@@ -152,6 +160,11 @@ ARC702 = Rule(
         example(
             "a sigmoid between two linear maps",
             at("layers.0.mlp:activation.sigmoid", channels=512.0, fan_in=128.0),
+            at("layers.0:residual.block"),
+        ),
+        example(
+            "coefficients of two streams",
+            at("layers.0.mix:activation.tanh", channels=2.0, fan_in=128.0),
             at("layers.0:residual.block"),
         ),
     ),

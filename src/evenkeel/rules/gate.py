@@ -9,6 +9,8 @@ from ..schema import Evidence, Site
 from ._examples import at, example
 from ._measurements import Measurements
 from ._rule import Bounds, Case, Need, Rule
+from ._stacks import feeds
+from ._training import has_learned
 
 _ENOUGH_VALUES = 512
 _SOME_TOKENS = 128
@@ -27,17 +29,25 @@ def _undecided(measurements: Measurements, site: Site) -> bool:
     return _is_bounded(site) and _DECIDED < size < 1 - _DECIDED
 
 
+def _passes_gradients(measurements: Measurements, site: Site) -> bool:
+    """Whether the activation that gates has a slope where it stands, as silu and gelu at 0."""
+    activations = [item for item in measurements.of_kind("activation") if feeds(item, site)]
+    return any(measurements.value(item, "zero_gradient_share") < 1 for item in activations)
+
+
 def _judge_gate(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     for site in sites:
         dead, selectivity, size = (
             measurements.value(site, stat) for stat in ("dead_channel_share", "selectivity", "activated_rms")
         )
         if measurements.value(site, "product_absmax") == 0:
+            opens = has_learned(measurements) is False and _passes_gradients(measurements, site)
             yield Case(
-                severity="error",
+                severity="info" if opens else "error",
                 sites=(site,),
                 evidence=(Evidence(stat="product_absmax", value=0.0, bound=0.0, unit="absolute"),),
-                message=f"gate {site.path} is closed: its product is exactly 0 for every token",
+                message=f"gate {site.path} is closed: its product is exactly 0 for every token"
+                + ("; the model has not learned yet, and at 0 the gate passes gradients that open it" if opens else ""),
                 excess=2,
             )
         elif dead > bounds["dead_share"]:
@@ -80,11 +90,10 @@ GLU201 = Rule(
     ),
     measures="the share of a gate's channels that are 0 for every token, the rms of what it multiplies by, and the "
     "share of its variance that lies between tokens",
-    severities=(
-        "error",
-        "warning",
-    ),
-    severity="error where the product is 0 everywhere, else warning",
+    severities=("error", "warning", "info"),
+    severity="error where the product is 0 everywhere, else warning; info where it is 0 in a model that has not "
+    "learned yet (its loss is no tenth below that of guessing) and the gate's activation has a slope there: a branch "
+    "that begins at zero, as in xLSTM and Gemma 3n, opens with the first steps",
     bounds={"dead_share": 0.5, "open": 2.0**-8, "selectivity": 0.001},
     bound="dead channels 0.5: half of the gated width is lost, which leaves less than the two-matrix feed-forward "
     "that the gate replaced at equal parameters ((8/3)d gated for 4d plain). Closed: 1/256 rms, half of bfloat16's "
@@ -112,6 +121,18 @@ GLU201 = Rule(
                 selectivity=0.0,
                 tokens=2048.0,
             ),
+        ),
+        example(
+            "a branch that begins at zero",
+            at("layers.2.mlp.act:activation.silu", zero_gradient_share=0.0),
+            at(
+                "layers.2.mlp:gate.swiglu",
+                product_absmax=0.0,
+                dead_channel_share=1.0,
+                selectivity=0.0,
+                tokens=2048.0,
+            ),
+            at("lm_head:head.softmax", loss=5.6, classes=256.0),
         ),
         example(
             "three quarters of a ReLU gate dead",
@@ -242,6 +263,8 @@ GLU202 = Rule(
 
 
 def _judge_router(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
+    tied = [measurements.value(site, "tied_share") > bounds["tied"] for site in sites]
+    zeros = all(tied) and has_learned(measurements) is False
     for site in sites:
         relative, experts, chosen, top = (
             measurements.value(site, stat)
@@ -252,14 +275,15 @@ def _judge_router(measurements: Measurements, sites: tuple[Site, ...], bounds: B
         if used >= bound or chosen >= experts:
             continue
         yield Case(
-            severity="warning",
+            severity="info" if zeros else "warning",
             sites=(site,),
             evidence=(
                 Evidence(stat="load_entropy_relative", value=relative, bound=math.log(bound, experts), unit="1"),
                 Evidence(stat="top_share", value=top, bound=1 / bound, unit="share of all choices"),
             ),
             message=f"router {site.path}: tokens share {used:.3g} of {experts:.0f} experts (bound {bound:.3g}), and "
-            f"each takes {chosen:.0f}",
+            f"each takes {chosen:.0f}"
+            + ("; like every router here it scores all experts alike, and the model has not learned" if zeros else ""),
             excess=bound - used,
         )
 
@@ -276,11 +300,14 @@ GLU203 = Rule(
     ),
     measures="how many experts the tokens share, exp(entropy of their shares of all choices), beside how many there "
     "are and how many each token takes",
-    severities=("warning",),
-    severity="warning",
-    bounds={"spare": 0.0625},
+    severities=("warning", "info"),
+    severity="warning; info where most tokens score all experts exactly alike in every router of a model that has not "
+    "learned yet (its loss is no tenth below that of guessing): nothing but their order chooses, until the first steps",
+    bounds={"spare": 0.0625, "tied": 0.5},
     bound="k + (n - k)/16 for k of n experts: k is a router that chooses the same for every token. A router "
-    "that lets one token in sixteen choose freely shares about that much more. 2 of 8: 2.375. At least 128 tokens.",
+    "that lets one token in sixteen choose freely shares about that much more. 2 of 8: 2.375. At least 128 tokens. "
+    "Scores equal to the last bit come of weights that are zeros, as AFMoE's routers begin; half of the tokens is a "
+    "majority.",
     why="Experts that no token reaches get no gradient and are never chosen again; their parameters are carried for "
     "nothing, and the others do all the work.",
     advice=(
@@ -302,6 +329,19 @@ GLU203 = Rule(
                 chosen_per_token=2.0,
                 tokens=2048.0,
             ),
+        ),
+        example(
+            "a router that begins at zero",
+            at(
+                "layers.1.mlp.gate:router.sigmoid",
+                load_entropy_relative=1 / 3,
+                top_share=0.5,
+                experts=8.0,
+                chosen_per_token=2.0,
+                tokens=2048.0,
+                tied_share=1.0,
+            ),
+            at("lm_head:head.softmax", loss=5.6, classes=256.0),
         ),
     ),
     silent=(

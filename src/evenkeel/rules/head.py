@@ -15,15 +15,18 @@ _UNIFORM = 0.9  # of log(classes or rows): equally likely classes give 0.92 and 
 _ENOUGH_ROWS = 512  # the gap between confidence and accuracy then has a standard error of at most 0.022
 
 
-def _coarse_from(dtype: str, rounding: float) -> float:
-    """The magnitude from which a format's neighbouring values lie twice the rounding bound apart or more."""
-    return 2 * rounding / FORMATS[dtype].epsilon if dtype in FORMATS else math.inf
+def _spacing(measurements: Measurements, site: Site) -> tuple[float, str]:
+    """The spacing at 1 of the coarsest format that held the logits, and its name; the model's where none was read."""
+    dtype, epsilon = measurements.model.dtype, measurements.value(site, "logit_epsilon")
+    if math.isnan(epsilon):
+        return (FORMATS[dtype].epsilon if dtype in FORMATS else 0.0), dtype
+    return epsilon, next((name for name, entry in FORMATS.items() if entry.epsilon == epsilon), dtype)
 
 
 def _judge_drift(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
-    dtype = measurements.model.dtype
-    bound = _coarse_from(dtype, bounds["rounding"])
     for site in sites:
+        epsilon, dtype = _spacing(measurements, site)
+        bound = 2 * bounds["rounding"] / epsilon if epsilon else math.inf
         log_z, largest = (measurements.value(site, stat) for stat in ("logsumexp_mean", "logit_absmax"))
         if largest >= bound:
             yield Case(
@@ -80,11 +83,13 @@ OUT401 = Rule(
         "warning",
         "info",
     ),
-    severity="warning where the model's dtype rounds the logits by half a nat or more, and where they are far too "
+    severity="warning where their dtype rounds the logits by half a nat or more, and where they are far too "
     "large; info for drift alone",
     bounds={"rounding": 0.5, "factor": 4.0, "gain": 1.0, "log_z": 100.0},
     bound="rounding: half the spacing of the dtype at the largest |logit| is 0.5 nats, which moves a probability by a "
-    "factor of 1.6; bfloat16 reaches it at 128, float16 at 1,024. Far too large: of the temperatures tried the "
+    "factor of 1.6; bfloat16 reaches it at 128, float16 at 1,024. Meant is the coarsest dtype that held the logits "
+    "between their linear map and the loss: bfloat16 under autocast, float32 where a bfloat16 model's head computes "
+    "in it, and a cast up afterwards brings nothing back. Far too large: of the temperatures tried the "
     "highest, 4, gives the smallest loss, and lowers it by more than 1 nat. Normal logits of deviation s that know "
     "nothing cost s^2/2, of which dividing by 4 saves 15/16: 1 nat is s = 1.46, more than any released init; "
     "overconfidence by training stays below a factor of 3 (Guo et al. 2017). Drift: |log Z| = 100, where the "
@@ -121,10 +126,19 @@ OUT401 = Rule(
                 tokens=2048.0,
             ),
         ),
+        example(
+            "a float32 model under autocast",
+            at("lm_head:head.softmax", logsumexp_mean=90.0, logit_absmax=190.0, logit_epsilon=2.0**-7),
+        ),
         example("drift in float32", at("lm_head:head.softmax", logsumexp_mean=-130.0, logit_absmax=190.0)),
     ),
     silent=(
         example("a trained head", at("lm_head:head.softmax", logsumexp_mean=14.0, logit_absmax=31.0), dtype="bfloat16"),
+        example(
+            "a bfloat16 model whose head computes in float32",
+            at("lm_head:head.softmax", logsumexp_mean=90.0, logit_absmax=190.0, logit_epsilon=2.0**-23),
+            dtype="bfloat16",
+        ),
         example(
             "small random logits",
             at(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ..schema import Evidence, Site
+from ..schema import Evidence, Severity, Site, StepLog
 from ._examples import at, example
 from ._measurements import Measurements
 from ._rule import Bounds, Case, Need, Rule
@@ -31,15 +31,46 @@ def _judge_nonfinite(measurements: Measurements, sites: tuple[Site, ...], bounds
         yield _nonfinite((broken[0],), len(broken), text)
     elif (first := _first_in_backward(measurements)) is not None:
         lost = sum(measurements.value(site, "nonfinite", "backward") > 0 for site in sites)
+        skipped = _skipped(measurements, sites, bounds["halvings"])
         text = (
             f"{_named(first)} is the first whose gradients are not finite: those that reach it are, those that leave "
+            f"it are not, and with them those of {lost} modules' outputs"
+            + (
+                "; the step was not taken, as a gradient scaler leaves steps out while it finds its scale"
+                if skipped
+                else ""
+            )
         )
-        yield _nonfinite((first,), max(1, lost), f"{text}it are not, and with them those of {lost} modules' outputs")
+        yield _nonfinite((first,), max(1, lost), text, "info" if skipped else "error")
 
 
-def _nonfinite(sites: tuple[Site, ...], count: float, message: str) -> Case:
+def _nonfinite(sites: tuple[Site, ...], count: float, message: str, severity: Severity = "error") -> Case:
     evidence = Evidence(stat="nonfinite", value=count, bound=0.0, unit="values")
-    return Case(severity="error", sites=sites, evidence=(evidence,), message=message, excess=count)
+    return Case(severity=severity, sites=sites, evidence=(evidence,), message=message, excess=count)
+
+
+def _skipped(measurements: Measurements, sites: tuple[Site, ...], halvings: float) -> bool:
+    """Whether the last measured step of a run, whose gradients are not finite, was left out; and not again and again.
+
+    It was taken if it moved a weight. Where no optimizer's step is read, losses that are finite afterwards tell that
+    it was not: one step with such gradients leaves no weight finite, and no loss.
+    """
+    parameters = measurements.of_kind("parameter")
+    counts = [item for site in sites for item in measurements.history(site, "nonfinite", "backward")]
+    sizes = [item for site in parameters for item in measurements.history(site, "gradient_rms", "backward")]
+    broken = {step for step, values in counts if max(values) > 0}
+    broken |= {step for step, values in sizes if not all(map(math.isfinite, values))}
+    measured = {step for step, _ in (*counts, *sizes)}
+    last = max(measured)
+    stretch = [step for step in measured if step > max(measured - broken, default=-1)]
+    if not stretch or last - min(stretch) > halvings:
+        return False
+    updates = [item for site in parameters for item in measurements.history(site, "update_ratio", "update")]
+    moved = [ratio for step, (ratio,) in updates if step == last]
+    if updates and (moved or min(step for step, _ in updates) < last):
+        return not any(moved)
+    later = [entry.loss for entry in measurements.log if entry.step > last and entry.loss is not None]
+    return bool(later) and all(map(math.isfinite, later))
 
 
 def _named(site: Site) -> str:
@@ -101,12 +132,16 @@ NUM601 = Rule(
     name="non-finite values",
     needs=(Need(kind="module", stat="nonfinite"),),
     measures="how many values of every module's output, and of the gradient that comes back to it, are NaN or infinite",
-    severities=("error",),
-    severity="error",
+    severities=("error", "info"),
+    severity="error; info where gradients alone are not finite, in a step that a run has left out, as gradient scalers "
+    "do: it moved no weight, or losses are finite after it",
+    bounds={"halvings": 16.0},
     bound="0. Named is the first module in execution order whose output, or whose own code between its parts "
     "(`inside`), is not finite; else a parameter that is not although no output shows it (a row that is never looked "
     "up); where the forward pass is clean, the module that gets finite gradients in the backward pass and sends on "
-    "others.",
+    "others. A scaler begins at 2^16 and halves with each step that it leaves out: after 16 the scale is 1, and "
+    "gradients that still overflow do so by themselves. Steps left out over a longer stretch, with no sound measured "
+    "step between them, are an error.",
     explains=("RUN801", "RUN803"),
     why="One NaN or infinity reaches everything computed from it, and one optimizer step carries it into all weights.",
     advice=(
@@ -130,6 +165,12 @@ NUM601 = Rule(
             "gradients that overflow on the way back",
             at("layers.0:module.Block", nonfinite=0.0, backward={"nonfinite": 128.0}),
             at("layers.1:module.Block", nonfinite=0.0, backward={"nonfinite": 4.0}),
+        ),
+        example(
+            "a gradient scaler that is finding its scale",
+            at("layers.0:module.Block", nonfinite=0.0, backward={"nonfinite": 128.0}),
+            at("layers.1:module.Block", nonfinite=0.0, backward={"nonfinite": 4.0}),
+            log=tuple(StepLog(step=step, loss=5.5 - 0.1 * step) for step in range(4)),
         ),
     ),
     silent=(

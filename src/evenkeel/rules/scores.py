@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from ..precision import FORMATS
 from ..schema import Change, Evidence, Site
 from ._examples import at, example
 from ._measurements import Measurements
@@ -15,20 +16,61 @@ _SINK = 0.5  # a head that rests on the first key most of the time is idle
 
 
 def _judge_large(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
+    learned = has_learned(measurements, before=True)
     for site in sites:
-        logits = measurements.values(site, "max_logit")
-        largest, added = max(logits), measurements.value(site, "added_max")
-        if largest - (0.0 if math.isnan(added) else max(0.0, added)) <= bounds["clipped"]:
+        heights = _heights(measurements, site, -1)
+        height = max(heights)
+        if height <= bounds["clipped"]:
+            yield from _rounded(measurements, site, bounds)
             continue
-        bound = bounds["diverges"] if largest > bounds["diverges"] else bounds["clipped"]
+        at_first = max(_heights(measurements, site, 0))
+        had_them = bool(learned) and at_first > bounds["clipped"] and height <= bounds["grown"] * at_first
+        bound = bounds["diverges"] if height > bounds["diverges"] else bounds["clipped"]
+        head = heights.index(height)
+        largest = measurements.values(site, "max_logit")[head]
+        shifted = f", {height:,.4g} above what its row shares" if height < largest else ""
         yield Case(
-            severity="error" if largest > bounds["diverges"] else "warning",
+            severity="error" if height > bounds["diverges"] else "info" if had_them else "warning",
+            sites=(site,),
+            evidence=(
+                Evidence(stat="max_logit_rise" if shifted else "max_logit", value=height, bound=bound, unit="nats"),
+            ),
+            message=f"attention {site.path}: the largest attention logit is {largest:,.4g} in head {head}{shifted} "
+            f"(bound {bound:,.0f})"
+            + (f": the scores overflow {measurements.model.dtype}" if math.isinf(height) else "")
+            + ("; the model had learned when it was first measured, with logits of this size" if had_them else ""),
+            excess=height,
+        )
+
+
+def _heights(measurements: Measurements, site: Site, place: int) -> tuple[float, ...]:
+    """Per head, how far the scores of the first or last measured step rise above what all keys of a row share.
+
+    Above the row's mean, and above 0 less what positions add: the smaller of the two.
+    """
+    logits, rises, added = (
+        measurements.history(site, stat)[place : place + 1 or None]
+        for stat in ("max_logit", "max_logit_rise", "added_max")
+    )
+    offset = max((0.0, *(value for _, values in added for value in values)))
+    above_mean = rises[0][1] if rises and rises[0][0] == logits[0][0] else (math.inf,) * len(logits[0][1])
+    return tuple(min(logit - offset, rise) for logit, rise in zip(logits[0][1], above_mean, strict=True))
+
+
+def _rounded(measurements: Measurements, site: Site, bounds: Bounds) -> Iterator[Case]:
+    """Scores that are large only by what a row shares: the softmax ignores it, a narrow format does not."""
+    dtype, logits = measurements.model.dtype, measurements.values(site, "max_logit")
+    largest = max(logits)
+    bound = 2 * bounds["rounding"] / FORMATS[dtype].epsilon if dtype in FORMATS else math.inf
+    if max(bound, bounds["clipped"]) <= largest and measurements.values(site, "max_logit_rise"):
+        yield Case(
+            severity="info",
             sites=(site,),
             evidence=(Evidence(stat="max_logit", value=largest, bound=bound, unit="nats"),),
-            message=f"attention {site.path}: the largest attention logit is {largest:,.4g} in head "
-            f"{logits.index(largest)} (bound {bound:,.0f})"
-            + (f": the scores overflow {measurements.model.dtype}" if math.isinf(largest) else ""),
-            excess=largest,
+            message=f"attention {site.path}: the logits of head {logits.index(largest)} reach {largest:,.4g} by what "
+            f"all keys of a row share, which the softmax ignores; scores held in {dtype} are rounded by "
+            f"{bounds['rounding']} nats or more from {bound:,.0f} on",
+            excess=0,
         )
 
 
@@ -36,16 +78,20 @@ ATT303 = Rule(
     code="ATT303",
     name="attention logits too large",
     needs=(Need(kind="attention", stat="max_logit"),),
-    measures="per head, the largest attention logit (scale and mask included) over all visible pairs",
-    severities=(
-        "error",
-        "warning",
-    ),
-    severity="error above 10,000, where scores that overflow count as infinite; warning above 100",
-    bounds={"diverges": 10000.0, "clipped": 100.0},
+    measures="per head, the largest attention logit (scale and mask included) over all visible pairs, and how far the "
+    "logits of a row rise above their mean",
+    severities=("error", "warning", "info"),
+    severity="error above 10,000, where scores that overflow count as infinite; warning above 100; info where the "
+    "model had learned before it was first measured, with logits above 100 that have not doubled since, and where "
+    "logits are large only by what all keys of a row share and the model's dtype rounds them by half a nat",
+    bounds={"diverges": 10000.0, "clipped": 100.0, "grown": 2.0, "rounding": 0.5},
     bound="10,000: every run whose largest logit passed it diverged (Wortsman et al. 2023). 100: the level at which "
-    "Kimi K2's QK-clip and Megatron's hold them; without it they passed 1,000. What positions add to the scores "
-    "(ALiBi) is no part of it: its largest value is taken off where a call adds it.",
+    "Kimi K2's QK-clip and Megatron's hold them; without it they passed 1,000. A shift that all keys of a query share, "
+    "as q·b of a bias b on keys (Qwen2, Phi-2; Kimi K2 has none), changes nothing: softmax(s + c) = softmax(s). Judged "
+    "is therefore what a logit has above the mean of its row, or, where that is less, what it has without the largest "
+    "value that positions add (ALiBi). A shift still costs precision where scores are held in 16 bits: half the "
+    "spacing is 0.5 nats at 128 in bfloat16, at 1,024 in float16; fused kernels hold them in float32. What a trained "
+    "model has when it is first seen did not keep it from learning; a run tells whether it grows.",
     why="Logits that grow without limit turn the softmax into a hard choice, cost precision (in bfloat16 neighbours "
     "lie 0.5 apart at 100) and precede divergence.",
     advice=(
@@ -63,12 +109,26 @@ ATT303 = Rule(
         example("a run about to diverge", at("layers.5.attn:attention.softmax", max_logit=(14.0, 23000.0))),
         example("scores that overflow", at("layers.5.attn:attention.softmax", max_logit=math.inf), dtype="float16"),
         example("growing logits", at("layers.5.attn:attention.softmax", max_logit=(180.0, 60.0))),
+        example(
+            "a trained model, seen for the first time",
+            at("layers.5.attn:attention.softmax", max_logit=(180.0, 60.0), max_logit_rise=(170.0, 40.0)),
+            at("lm_head:head.softmax", loss=2.4, classes=256.0),
+        ),
+        example(
+            "a key bias in bfloat16",
+            at("layers.5.attn:attention.softmax", max_logit=(420.0, 60.0), max_logit_rise=(22.0, 40.0)),
+            dtype="bfloat16",
+        ),
     ),
     silent=(
         example("a trained layer", at("layers.5.attn:attention.softmax", max_logit=(12.0, 31.0))),
         example(
             "ALiBi's bias over 1,024 keys",
             at("layers.5.attn:attention.softmax", max_logit=(257.0, 66.0), added_max=255.75),
+        ),
+        example(
+            "a key bias that shifts all scores of a row",
+            at("layers.5.attn:attention.softmax", max_logit=(420.0, 60.0), max_logit_rise=(22.0, 40.0)),
         ),
     ),
     judge=_judge_large,

@@ -26,7 +26,7 @@ from .functions import (
     RECURRENCES,
     VIEWS,
 )
-from .provenance import Normalised, Tag, tensors_in
+from .provenance import Normalised, Tag, spacing, tensors_in
 from .trace import Trace, quietly
 
 _MOST_LOGITS = 2**22  # elements held at a time
@@ -55,6 +55,7 @@ def handlers() -> dict[str, Handler]:
         log_softmax=_log_softmax,
         masked_fill=_masked_fill,
         where=_where,
+        scatter=_scatter,
         cross_entropy=_cross_entropy,
         nll_loss=_nll_loss,
         linear_cross_entropy=_linear_loss,
@@ -85,7 +86,7 @@ def _cast(trace: Trace, call: Call) -> Any:
     cuts: tuple[Cut, ...] = ()
     if "dropout" not in call.name and result.is_floating_point():
         cuts = compose(call.func, call.name, call.args, call.kwargs, lambda item: trace.tags[item].cuts)
-    trace.tags.set(result, replace(tag, cuts=cuts))
+    trace.tags.set(result, replace(tag, cuts=cuts, epsilon=max(tag.epsilon, spacing(result))))
     return result
 
 
@@ -98,6 +99,7 @@ def _view(trace: Trace, call: Call) -> Any:
     kept = Tag(
         gate=tag.gate,
         producer=tag.producer,
+        epsilon=tag.epsilon,
         fan_in=tag.fan_in,
         added=tag.added,
         factor=tag.factor,
@@ -142,7 +144,8 @@ def _linear(trace: Trace, call: Call) -> Any:
     running = trace.frames.running  # outside the model, a map of its output may still be its head
     weight = call.argument(1, "weight")
     fan_in = weight.shape[-1] if isinstance(weight, Tensor) else 0
-    trace.tags.set(result, Tag(producer=_origin(trace, call) if running is None else running, fan_in=fan_in))
+    producer = _origin(trace, call) if running is None else running
+    trace.tags.set(result, Tag(producer=producer, epsilon=spacing(result), fan_in=fan_in))
     return result
 
 
@@ -173,7 +176,8 @@ def _matmul(trace: Trace, call: Call) -> Any:
     running = trace.frames.running  # outside the model, a map of its output may still be its head
     fan_in = next((item.shape[0] for item in call.tensors if isinstance(item, nn.Parameter) and item.dim() == 2), 0)
     producer = _origin(trace, call) if running is None else running
-    trace.tags.set(result, Tag(producer=producer, fan_in=fan_in, added=None if added is None else added.detach()))
+    added = None if added is None else added.detach()
+    trace.tags.set(result, Tag(producer=producer, epsilon=spacing(result), fan_in=fan_in, added=added))
     return result
 
 
@@ -267,6 +271,7 @@ def _masked_fill(trace: Trace, call: Call) -> Any:
         result,
         Tag(
             producer=tag.producer,
+            epsilon=tag.epsilon,
             normalised=tag.normalised,
             normalised_dim=tag.normalised_dim,
             visible=visible,
@@ -285,6 +290,15 @@ def _where(trace: Trace, call: Call) -> Any:
         if isinstance(kept, Tensor) and isinstance(filled, int | float) and filled <= -1e3:
             visible = ~condition if visible is None else visible
             trace.tags.set(result, replace(trace.tags[kept], cuts=(), parts=(), gate=None, visible=visible))
+    return result
+
+
+def _scatter(trace: Trace, call: Call) -> Any:
+    """The chosen experts' scores may be written into a row of all experts, the others at −inf."""
+    result = call.run()
+    source = call.argument(3, "src")
+    if isinstance(source, Tensor) and (chosen := trace.tags[source].chosen) is not None:
+        trace.tags.set(result, Tag(chosen=chosen))
     return result
 
 
@@ -344,6 +358,7 @@ def _chunks_of_logits(call: Call) -> Iterator[HeadEvent]:
             targets=targets[start : start + chunk],
             ignore_index=call.kwargs["ignore_index"],
             before=targets[start - 1 : start] if start else None,
+            epsilon=torch.finfo(torch.float32).eps,
         )
 
 
@@ -365,4 +380,5 @@ def _loss(trace: Trace, logits: Tensor, scores: Tensor, target: Any, ignore_inde
     rows = classes_last.detach().reshape(-1, classes_last.shape[-1])
     known = isinstance(target, Tensor) and not target.is_floating_point()
     targets = target.detach().reshape(-1) if known else None
-    trace.head(path or "", [HeadEvent(logits=rows, targets=targets, ignore_index=ignore_index)])
+    epsilon = trace.tags[logits].epsilon
+    trace.head(path or "", [HeadEvent(logits=rows, targets=targets, ignore_index=ignore_index, epsilon=epsilon)])

@@ -29,7 +29,10 @@ class ActivationEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateEvent:
-    """`product = activated * up`, where `activated` comes from an activation of other values; all of one shape."""
+    """`product = activated * up`, where `activated` comes from an activation of other values.
+
+    All of one shape, or `activated` is spread over several values of `up`, as one number for all channels of a token.
+    """
 
     activated: Tensor
     up: Tensor
@@ -69,10 +72,14 @@ class AttentionEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterEvent:
-    """Each token chose experts: `chosen` (tokens, k) int64 in [0, experts)."""
+    """Each token chose experts: `chosen` (tokens, k) int64 in [0, experts).
+
+    scores (..., experts): what it chose by, before softmax or sigmoid, where all of them were seen.
+    """
 
     chosen: Tensor
     experts: int
+    scores: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,12 +87,14 @@ class HeadEvent:
     """Logits (rows, classes) as they go into the loss, with `targets` (rows,) where they are known.
 
     before: where the rows are not the first of their call, the target of the row before them, (1,).
+    epsilon: the spacing at 1 of the coarsest format that held them on their way; 0 where they only were in their own.
     """
 
     logits: Tensor
     targets: Tensor | None = None
     ignore_index: int = -100
     before: Tensor | None = None
+    epsilon: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,9 +38,9 @@ CASTS = frozenset(
 VIEWS = frozenset(
     "view reshape view_as reshape_as transpose swapaxes swapdims permute movedim unsqueeze squeeze expand expand_as "
     "flatten unflatten getitem narrow select chunk split split_with_sizes tensor_split unbind t T mT repeat "
-    "repeat_interleave broadcast_to index_select".split()
+    "repeat_interleave broadcast_to index_select pad".split()
 )
-"""Same values in another shape, or some of them."""
+"""Same values in another shape, or some of them, or with a border around them."""
 
 QUESTIONS = frozenset(
     "shape size dim ndim numel stride dtype device layout requires_grad grad_fn is_leaf is_floating_point is_complex "

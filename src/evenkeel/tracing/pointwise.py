@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..facts import FACTS
 from ..functional import ACTIVATIONS, CLAMPED_AT
 from . import exponentials, norms
 from .call import Call
@@ -18,7 +19,7 @@ from .expressions import AFFINE, UNKNOWN, Cut, Node, compose, on_a_copy
 from .frames import Frame
 from .functions import AFFINE as AFFINE_CALLS
 from .functions import ANCHORS, PRODUCTS
-from .provenance import Candidate, Normalised, Tag, same_values
+from .provenance import Candidate, Normalised, Tag, same_values, spacing
 from .trace import Trace
 
 _RECURRENT_FROM = 4  # chained steps state' = decay·state + input that make a recurrence (a rotation has one)
@@ -53,7 +54,13 @@ def module_call(trace: Trace, frame: Frame, op: str, function: Callable[[Tensor]
     before = trace.tags[frame.before]
     call = Call(on_a_copy(function), f"module{id(frame.module)}", False, (frame.before,), {})
     cuts = compose(call.func, call.name, call.args, call.kwargs, lambda item: trace.tags[item].cuts)
-    tag = Tag(cuts=cuts, parts=before.parts, producer=before.producer, channel_dim=before.channel_dim)
+    tag = Tag(
+        cuts=cuts,
+        parts=before.parts,
+        producer=before.producer,
+        epsilon=before.epsilon,
+        channel_dim=before.channel_dim,
+    )
     if op == AFFINE:
         trace.tags.set(output, replace(before, cuts=cuts))
         return
@@ -82,7 +89,7 @@ def _carry(trace: Trace, call: Call) -> Any:
     result = call.run()
     tags = [trace.tags[item] for item in call.tensors]
     if tags and tags[0].producer is not None:
-        tag = Tag(producer=tags[0].producer)
+        tag = Tag(producer=tags[0].producer, epsilon=max(tags[0].epsilon, spacing(result)))
         trace.tags.set(result, exponentials.follow(trace, call, call.tensors, tags, result, tag))
     return result
 
@@ -104,6 +111,7 @@ def _conclude(trace: Trace, call: Call, args: tuple[Any, ...], cuts: tuple[Cut, 
         cuts=cuts,
         parts=tuple(dict.fromkeys(part for tag in tags for part in tag.parts)),
         producer=next((tag.producer for tag in tags if tag.producer is not None), None),
+        epsilon=max(spacing(result), *(tag.epsilon for tag in tags)),
         channel_dim=tags[0].channel_dim,
         fan_in=tags[0].fan_in,
         added=tags[0].added,
@@ -168,20 +176,24 @@ def _is_softcap(node: Node) -> bool:
 
 
 def _sigmoid_scores(trace: Trace, op: str, scores: Tensor, candidate: Candidate) -> Normalised | None:
-    """A sigmoid may turn out to choose experts or to weigh values."""
+    """A sigmoid may turn out to choose experts or to weigh values; one of the chosen experts' scores has chosen."""
     if op != "sigmoid":
         return None
-    normalised = Normalised("sigmoid", trace.frames.path, scores, -1, None, candidate=candidate)
+    chosen = trace.tags[scores].chosen
+    normalised = Normalised("sigmoid", trace.frames.path, scores, -1, None, candidate=candidate, router=chosen)
+    candidate.taken = chosen is not None
     trace.add_normalised(normalised)
     return normalised
 
 
 def _gate(trace: Trace, first: Any, second: Any, product: Tensor) -> None:
     for activated, up in ((first, second), (second, first)):
-        if not isinstance(activated, Tensor) or not isinstance(up, Tensor) or activated.shape != up.shape:
+        if not isinstance(activated, Tensor) or not isinstance(up, Tensor):
             return
         candidate = trace.tags[activated].gate
         if candidate is None or same_values(up, candidate.input) or isinstance(up, nn.Parameter):
+            continue
+        if activated.shape != up.shape and not _lets_a_share_through(candidate, up, product):
             continue
         op = GATES.get(candidate.op, f"gated_{candidate.op}")
         if candidate.op == "quick_gelu" and any(
@@ -196,6 +208,12 @@ def _gate(trace: Trace, first: Any, second: Any, product: Tensor) -> None:
         )
         trace.emit(trace.site("gate", op), event)
         return
+
+
+def _lets_a_share_through(candidate: Candidate, up: Tensor, product: Tensor) -> bool:
+    """Whether one value gates several: as a share, like a sigmoid's, not as a size, like Mamba's steps; no router's."""
+    bounded = candidate.op in FACTS and FACTS[candidate.op].bounded
+    return bounded and product.shape == up.shape and not candidate.taken
 
 
 def fused_gate(trace: Trace, call: Call) -> Any:

@@ -88,6 +88,7 @@ class Tag:
     normalised_dim: int = -1
     producer: str | None = None  # along views and pointwise functions: the path of the linear map that made it
     channel_dim: int = -1  # along casts and pointwise functions: 1 behind a convolution
+    epsilon: float = 0.0  # along with it: the spacing at 1 of the coarsest format that its output has been held in
     fan_in: int = 0  # along views and pointwise functions: how many inputs that linear map has
     added: Tensor | None = None  # along views and pointwise functions: what a product of two tensors was added to
     factor: float = 1.0  # along views and pointwise functions: what a linear map's output was multiplied by since
@@ -204,6 +205,11 @@ def tensors_in(value: Any) -> Iterable[Tensor]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from tensors_in(item)
+
+
+def spacing(value: Any) -> float:
+    """The distance from 1 to the next larger number of a tensor's format; 0 for what holds no floating point."""
+    return torch.finfo(value.dtype).eps if isinstance(value, Tensor) and value.is_floating_point() else 0.0
 
 
 def same_values(first: Tensor, second: Tensor) -> bool:

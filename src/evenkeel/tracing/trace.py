@@ -171,5 +171,5 @@ class Trace:
         if self._head is not None:
             path, logits = self._head
             self._head = None
-            flat = logits.detach().reshape(-1, logits.shape[-1])
-            self.emit(self.site("head", "softmax", path), HeadEvent(logits=flat))
+            flat, epsilon = logits.detach().reshape(-1, logits.shape[-1]), self.tags[logits].epsilon
+            self.emit(self.site("head", "softmax", path), HeadEvent(logits=flat, epsilon=epsilon))

@@ -190,7 +190,13 @@ class Tracer(TorchFunctionMode):
         if normalised.router is not None:
             chosen, experts = normalised.router
             site = self._trace.site("router", normalised.op, normalised.path, order=order)
-            self._trace.emit(site, RouterEvent(chosen=chosen.detach().reshape(-1, chosen.shape[-1]), experts=experts))
+            scores = normalised.scores.detach().movedim(normalised.dim, -1)
+            event = RouterEvent(
+                chosen=chosen.detach().reshape(-1, chosen.shape[-1]),
+                experts=experts,
+                scores=scores if scores.shape[-1] == experts else None,
+            )
+            self._trace.emit(site, event)
         elif not normalised.used and normalised.op == "softmax":
             if self._trace.frames.stack:  # its output may still meet its use in the module around this one
                 self._trace.frames.stack[-1].pending.append((order, normalised))
