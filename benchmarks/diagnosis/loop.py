@@ -7,9 +7,10 @@ is counted from the untrained twin's loss, on rows that no training sees.
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
@@ -48,7 +49,7 @@ _TRIED_ON = 10_000  # away from the seeds that batches of the training have
 class Attempt:
     """What came of one cure.
 
-    found: the codes of the fault that were there before. named: whether one of these findings names the fault's remedy.
+    found: the codes of the fault that were there before. named: whether one of these findings names what cures it.
     changes: what was applied, in order. cleared: whether there were such codes and none is left after training. sick,
     cured: shares of the healthy twin's improvement. reason: why the model has no place for the fault. What was not
     found, or not applied, failed.
@@ -85,10 +86,15 @@ class Attempt:
 
 def attempts() -> tuple[Attempt, ...]:
     """Every cure that is to be tried: each fault with a change, in each family, with each seed."""
-    curable = [name for name, fault in FAULTS.items() if fault.remedy is not None]
+    tried = [name for name, fault in FAULTS.items() if fault.remedy is not None or _named_elsewhere(fault)]
     return tuple(
-        Attempt(fault=name, family=family, seed=seed) for name in curable for family in FAMILIES for seed in SEEDS
+        Attempt(fault=name, family=family, seed=seed) for name in tried for family in FAMILIES for seed in SEEDS
     )
+
+
+def _named_elsewhere(fault: Fault) -> bool:
+    """Whether the rules that find a fault without a remedy name a change, which is for other causes of the same."""
+    return fault.remedy is None and any(RULES[code].change is not None for code in fault.codes)
 
 
 def attempt(told: Attempt) -> Attempt:
@@ -105,7 +111,6 @@ def attempt(told: Attempt) -> Attempt:
 
 
 def _attempted(told: Attempt, fault: Fault, base: Base) -> Attempt:
-    assert fault.remedy is not None
     healthy = _patient(base, base.model())
     start, reached = _loss(healthy), _trained(healthy, base, lambda recipe: recipe)
     sick, cured = _hurt(fault, base), _hurt(fault, base)
@@ -113,13 +118,13 @@ def _attempted(told: Attempt, fault: Fault, base: Base) -> Attempt:
     told = replace(
         told,
         found=tuple(dict.fromkeys(item.code for item in findings)),
-        named=any(item.change == fault.remedy for item in findings),
+        named=fault.remedy is not None and any(item.change == fault.remedy for item in findings),
     )
     train = fault.train or (lambda recipe: recipe)
     recipe = train(base.recipe(STEPS))
     optimizer = recipe.optimizer(cured.model, recipe)  # the one that did the harm goes on behind the cure
     try:
-        changes = _cure(cured, fault)
+        changes = _cure(cured, fault.remedy, findings)
     except UsageError as error:
         return replace(told, changes=(f"refused: {error}",))
     gained = start - reached
@@ -139,19 +144,23 @@ def _hurt(fault: Fault, base: Base) -> Patient:
     return fault.inject(patient, torch.Generator().manual_seed(base.seed)).patient
 
 
-def _cure(patient: Patient, fault: Fault) -> tuple[str, ...]:
-    """Apply the fault's change where the findings say, then whatever change the main findings that are left name."""
-    assert fault.remedy is not None
+def _cure(patient: Patient, remedy: Change | None, findings: Sequence[Finding]) -> tuple[str, ...]:
+    """Apply the remedy, or what the findings name, then whatever change the main findings that are left name."""
     applied: list[Change] = []
-    for _ in range(_MOST_CHANGES):
-        findings = [item for item in _inspected(patient).findings if not item.cause and item.severity != "info"]
-        wanted = [fault.remedy] if not applied else [item.change for item in findings if item.change is not None]
+    wanted = _changes(findings) if remedy is None else [remedy]
+    while len(applied) < _MOST_CHANGES:
         change = next((item for item in wanted if item not in applied), None)
         if change is None:
             break
         ek.swap(patient.model, change, batch=patient.batches[0])
         applied.append(change)
+        left = _inspected(patient).findings
+        wanted = _changes(item for item in left if not item.cause and item.severity != "info")
     return tuple(f"{change.axis}={change.value}" for change in applied)
+
+
+def _changes(findings: Iterable[Finding]) -> list[Change]:
+    return [item.change for item in findings if item.change is not None]
 
 
 def _patient(base: Base, model: nn.Module) -> Patient:
@@ -196,42 +205,49 @@ def _of_the_fault(fault: Fault, diagnosis: Diagnosis) -> list[Finding]:
 
 def render(tried: Sequence[Attempt]) -> Iterator[str]:
     """The share of cures that succeeded, by fault; the faults that no change cures; every failure."""
-    judged = [item for item in tried if not item.reason]
+    made = [item for item in tried if not item.reason]
+    judged = [item for item in made if FAULTS[item.fault].remedy is not None]
     yield "The fault's change is applied, then whatever change a main finding that is left names; then come"
     yield f"{STEPS} steps of training. Cured: the fault's code is gone, and the loss has come down by at least"
     yield f"{WITHIN:.0%} of what it came down in the healthy twin. Loss: the median share of that."
     yield ""
     yield f"Cured: {Share.of(item.succeeded for item in judged)}."
     yield ""
-    rows = [
-        _row(name, [item for item in judged if item.fault == name])
-        for name in dict.fromkeys(item.fault for item in judged)
-    ]
-    header = ("fault", "changes", "cured", "named by a finding", "code gone", "loss, sick", "loss, cured")
-    yield from table(header, rows)
-    untried = [fault for fault in FAULTS.values() if fault.remedy is None]
-    named = [fault.name for fault in untried if any(RULES[code].change is not None for code in fault.codes)]
-    yield f"No change in code is known for {', '.join(fault.name for fault in untried if fault.name not in named)}."
-    yield f"A rule names a change, and none is tried: {', '.join(named)}."
+    yield from _by_fault(judged)
+    without = [f"`{fault.name}`" for fault in FAULTS.values() if fault.remedy is None and not _named_elsewhere(fault)]
+    yield f"No change in code is known for {', '.join(without)}."
     yield ""
+    yield "No remedy is known for these either; their findings name a change that cures other causes of the same, tried"
+    yield "here all the same:"
+    yield ""
+    yield from _by_fault([item for item in made if item not in judged])
     yield from listed("Not cured", [(item.id, _told(item)) for item in judged if not item.succeeded])
     yield from listed("Not tried", [(item.id, item.reason) for item in tried if item.reason])
 
 
+def _by_fault(tried: Sequence[Attempt]) -> Iterator[str]:
+    header = ("fault", "changes", "cured", "named by a finding", "code gone", "loss, sick", "loss, cured")
+    names = dict.fromkeys(item.fault for item in tried)
+    yield from table(header, (_row(name, [item for item in tried if item.fault == name]) for name in names))
+
+
 def _row(name: str, tried: Sequence[Attempt]) -> tuple[str, ...]:
     changes = dict.fromkeys(change for item in tried for change in item.changes)
-    sick, cured = (
-        statistics.median(shares) for shares in zip(*((item.sick, item.cured) for item in tried), strict=True)
-    )
+    sick, cured = (_median([getattr(item, which) for item in tried]) for which in ("sick", "cured"))
     return (
         f"`{name}`",
         ", ".join(changes),
         str(Share.of(item.succeeded for item in tried)),
         str(Share.of(item.named for item in tried).count),
         str(Share.of(item.cleared for item in tried).count),
-        f"{sick:.0%}",
-        f"{cured:.0%}",
+        sick,
+        cured,
     )
+
+
+def _median(shares: Sequence[float]) -> str:
+    known = [share for share in shares if not math.isnan(share)]  # nothing was trained where a change was refused
+    return f"{statistics.median(known):.0%}" if known else "–"
 
 
 def _told(item: Attempt) -> str:

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import NotApplicable
-from ..schema import Change
 from ..surgery.heads import losses
 from ._draws import between
 from ._edits import LossReplaced, change_calls
@@ -102,7 +101,6 @@ FAULTS = (
         codes=("OUT401",),
         may=("OUT402", "OUT403", "NUM602", "NUM605", "NUM609", "GRD502"),
         inject=_drift,
-        remedy=Change("head.z_loss", 1e-4),
     ),
     Fault(
         name="overconfident",

@@ -12,6 +12,7 @@ from ._measurements import Measurements
 from ._rule import Bounds, Case, Need, Rule
 
 _UNIFORM = 0.9  # of log(classes or rows): equally likely classes give 0.92 and more; text 0.6 in bytes, 0.85 in words
+_Z_LOSS = Change("head.z_loss", 1e-4)  # it holds what would drift; it brings back no weights that are far out
 _ENOUGH_ROWS = 512  # the gap between confidence and accuracy then has a standard error of at most 0.022
 
 
@@ -36,6 +37,7 @@ def _judge_drift(measurements: Measurements, sites: tuple[Site, ...], bounds: Bo
                 message=f"logits of {site.path or 'the model'} reach {largest:,.4g}; from {bound:,.0f} on {dtype} "
                 f"rounds by up to {bounds['rounding']} nats or more",
                 excess=largest / bound,
+                change=_Z_LOSS,
             )
         elif _too_large(measurements, site, bounds):
             gain = measurements.value(site, "temperature_gain")
@@ -59,6 +61,7 @@ def _judge_drift(measurements: Measurements, sites: tuple[Site, ...], bounds: Bo
                 message=f"logits of {site.path or 'the model'} have drifted: log Z is {log_z:,.4g} on average (bound "
                 f"{bounds['log_z']:.0f} either way)",
                 excess=abs(log_z),
+                change=_Z_LOSS,
             )
 
 
@@ -102,7 +105,6 @@ OUT401 = Rule(
         "Cap the logits: cap tanh(logits / cap).",
         "Check the unembedding's init scale, or what a tied embedding is multiplied by.",
     ),
-    change=Change("head.z_loss", 1e-4),
     explains=("OUT402", "OUT403"),
     claims=("C20", "C22"),
     try_command="evenkeel rules OUT401",
