@@ -273,13 +273,14 @@ def _widths(model: nn.Module) -> dict[int, float]:
     tables = {
         id(item) for module in model.modules() if isinstance(module, nn.Embedding) for item in module.parameters()
     }
-    kernels = {id(module.weight) for module in model.modules() if isinstance(module, _ConvNd)}
+    groups = {id(module.weight): module.groups for module in model.modules() if isinstance(module, _ConvNd)}
     widths = {}
     for parameter in model.parameters():
         if parameter.dim() < 2 or id(parameter) in tables:
             continue
-        rows, columns = parameter.shape[:2] if id(parameter) in kernels else parameter.shape[-2:]
-        taps = parameter[0, 0].numel() if id(parameter) in kernels else 1
+        rows, columns = parameter.shape[:2] if id(parameter) in groups else parameter.shape[-2:]
+        rows //= groups.get(id(parameter), 1)  # outputs that an input reaches; the inputs that an output sees are few
+        taps = parameter[0, 0].numel() if id(parameter) in groups else 1
         if min(rows, columns) * taps > 1:
             widths[id(parameter)] = math.sqrt(rows * columns) * taps
     return widths

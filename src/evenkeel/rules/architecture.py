@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator
 
 from ..schema import Change, Evidence, Site
@@ -22,14 +23,17 @@ def _judge_scale(measurements: Measurements, sites: tuple[Site, ...], bounds: Bo
         by_dim = math.isclose(scale, 1 / dim, rel_tol=_SAME)
         if any(math.isclose(scale, rule, rel_tol=_SAME) for rule in (usual, 1.0)):
             continue
-        outside = not (by_dim or 1 / dim < scale < 1)
+        spread = statistics.median(measurements.values(site, "score_std") or (math.nan,))
+        made_up_for = scale < 1 / dim and spread >= bounds["spread"]
+        outside = not (by_dim or 1 / dim < scale < 1 or made_up_for)
         yield Case(
             severity="warning" if outside else "info",
             sites=(site,),
             evidence=(Evidence(stat="score_scale", value=scale, bound=usual, unit="1"),),
             message=f"attention {site.path}: scores are multiplied by {scale:.4g}; at d = {dim:.0f} channels a head, "
             f"1/√d is {usual:.4g}, 1/d is {1 / dim:.4g}, and T5's is 1"
-            + ("; 1/d is muP's and Granite's choice" if by_dim else ""),
+            + ("; 1/d is muP's and Granite's choice" if by_dim else "")
+            + (f"; the scores' deviation is {spread:.2g} all the same" if made_up_for else ""),
             excess=abs(math.log(scale / usual)) if scale > 0 else math.inf,
         )
 
@@ -50,6 +54,12 @@ def _gates_at(measurements: Measurements, site: Site) -> list[Site]:
     return [gate for gate in gates if _within(site.path, gate.path) and (block is None or _within(gate.path, block))]
 
 
+def _heads_at(measurements: Measurements, site: Site) -> set[int]:
+    """How many heads the attention of the module has in which an activation is called, or of a module inside it."""
+    around = [item for item in measurements.of_kind("attention") if _within(item.path, site.path)]
+    return {len(measurements.values(item, "entropy")) for item in around}
+
+
 def _judge_saturating(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     for site in sites:
         channels, fan_in = (measurements.value(site, stat) for stat in ("channels", "fan_in"))
@@ -57,6 +67,8 @@ def _judge_saturating(measurements: Measurements, sites: tuple[Site, ...], bound
             continue
         if any(gate.op in _SIGMOIDAL_GATES for gate in _gates_at(measurements, site)):
             continue
+        if channels in _heads_at(measurements, site):
+            continue  # one number for each head: a bias or a gate of the attention
         yield Case(
             severity="warning",
             sites=(site,),
@@ -98,10 +110,13 @@ ARC701 = Rule(
     "taken together, beside the channels d of a head",
     severities=("warning", "info"),
     severity="info; warning where the scale is above 1 or below 1/d",
+    bounds={"spread": 0.5},
     bound="1/√d or 1, to 0.1%. 1/√d keeps the variance of independent products at 1 (Vaswani et al. 2017), and 1 is "
     "T5's, whose init holds the factor. 1/d suits queries and keys that align (muP, Granite) and makes attention "
     "nearly uniform until they do; Gemma 2's 1/√(d_model / heads) and YaRN's extra factor lie between 1/d and 1. All "
-    "these are told as info; beyond both ends no released model is known.",
+    "these are told as info; beyond both ends no released model is known. A scale below 1/d is info as well where the "
+    "scores have a deviation of 0.5 and more, half of what 1/√d gives unit-variance queries and keys: then weights of "
+    "unit variance are scaled on the way (unit scaling).",
     explains=("ATT301", "ATT302", "ATT303", "ATT304"),
     why="The scale sets how peaked attention is at initialisation: too large and the softmax is one-hot before "
     "anything is learned, too small and it is uniform.",
@@ -119,6 +134,10 @@ ARC701 = Rule(
         ),
         example("scores multiplied by √d", at("layers.0.attn:attention.softmax", score_scale=8.0, head_dim=64.0)),
         example("1/d", at("layers.0.attn:attention.softmax", score_scale=0.015625, head_dim=64.0)),
+        example(
+            "unit scaling",
+            at("layers.0.attn:attention.softmax", score_scale=0.0039, head_dim=16.0, score_std=(1.1, 0.9)),
+        ),
     ),
     silent=(
         example("1/√d", at("layers.0.attn:attention.softmax", score_scale=0.125, head_dim=64.0)),
@@ -136,7 +155,8 @@ ARC702 = Rule(
     severities=("warning",),
     severity="warning",
     bound="sigmoid, tanh, hardsigmoid, hardtanh or softsign between two linear maps of a block. As gates, in routers "
-    "and in recurrences they are at home.",
+    "and in recurrences they are at home; so they are in an attention with one channel for each head, where they bound "
+    "what is added to its scores (Swin v2).",
     explains=("ACT101", "ACT103", "GRD501"),
     why="Their gradient vanishes for large inputs of either sign, and in the field's comparisons they train to a "
     "worse loss than GELU, SiLU or ReLU (final loss 1.867 for sigmoid against 1.838, Narang et al. 2021).",
@@ -160,6 +180,12 @@ ARC702 = Rule(
             "the sigmoid of a gated linear unit",
             at("layers.0.mlp:activation.sigmoid", channels=512.0, fan_in=128.0),
             at("layers.0.mlp:gate.glu"),
+            at("layers.0:residual.block"),
+        ),
+        example(
+            "sixteen times a sigmoid of relative positions, one for each head",
+            at("layers.0.attn:activation.sigmoid", channels=4.0, fan_in=512.0),
+            at("layers.0.attn:attention.softmax", entropy=(1.2, 1.3, 1.2, 1.1)),
             at("layers.0:residual.block"),
         ),
         example("a tanh behind the last block", at("pooler:activation.tanh", channels=128.0, fan_in=128.0)),

@@ -3,32 +3,48 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 
-from ..schema import Evidence, Severity, Site
+from ..schema import Evidence, Severity, Site, SiteKind
 from ._examples import Place, at, example
 from ._measurements import Measurements
 from ._rule import Bounds, Case, Need, Rule
-from ._training import has_learned, settled
+from ._training import is_far_off, is_fresh, most_is_frozen, settled
 
 
 def _judge_size(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
-    trained = sum(measurements.value(site, "elements") for site in measurements.of_kind("parameter"))
-    if 2 * trained < measurements.model.parameters:
+    if most_is_frozen(measurements):
         return  # adapters beside a frozen model start small on purpose
     gains = {site: measurements.value(site, "gain") for site in sites}
     live = sorted((site for site in sites if gains[site] > 0), key=lambda site: gains[site])
     if len(live) < bounds["fewest"]:
         return
     small, large = live[3 * len(live) // 4], live[len(live) // 2]
-    learned = has_learned(measurements)
-    limit = bounds["large"] if learned is False else bounds["ever"]
+    limit = bounds["large"] if is_fresh(measurements) else bounds["ever"]
     if gains[small] < bounds["small"]:
         sick = [site for site in live if gains[site] < bounds["small"]]
         yield _wrong_size(sick, gains[small], bounds["small"], "three quarters", "at most", len(live))
-    elif gains[large] > limit:
+    elif gains[large] > limit and _shows(measurements, bounds["large"]):
         sick = [site for site in live if gains[site] > limit]
         yield _wrong_size(sick, gains[large], limit, "half", "at least", len(live))
+
+
+def _shows(measurements: Measurements, large: float) -> bool:
+    """Whether anything is as large as two independent maps of that gain make it; True where nothing was measured.
+
+    Models that keep weights of unit variance scale what they give, are given, or are: the weights alone look large.
+    """
+    spreads = [statistics.median(values) for values in _latest(measurements, "attention", "score_std")]
+    streams = [values[0] for values in _latest(measurements, "residual", "residual_rms")]
+    if not spreads and not streams:
+        return True
+    quiet = all(spread <= large for spread in spreads) and all(stream <= large**2 for stream in streams)
+    return not quiet or is_far_off(measurements)
+
+
+def _latest(measurements: Measurements, kind: SiteKind, stat: str) -> list[tuple[float, ...]]:
+    return [values for site in measurements.of_kind(kind) if (values := measurements.values(site, stat))]
 
 
 def _wrong_size(sick: Sequence[Site], gain: float, bound: float, share: str, word: str, count: int) -> Case:
@@ -43,14 +59,15 @@ def _wrong_size(sick: Sequence[Site], gain: float, bound: float, share: str, wor
     )
 
 
-def _maps(*gains: float) -> list[Place]:
+def _maps(*gains: float, unevenness: float = 1.0) -> list[Place]:
     return [
-        at(f"layers.{place}.mlp.up.weight:parameter.parameter", gain=gain, elements=4096.0)
+        at(f"layers.{place}.mlp.up.weight:parameter.parameter", gain=gain, elements=4096.0, unevenness=unevenness)
         for place, gain in enumerate(gains)
     ]
 
 
 _GUESSING = at("lm_head:head.softmax", loss=9.0, classes=256.0)
+_NEW_HEAD = at("score:head.softmax", loss=0.71, classes=2.0)
 _LEARNED = at("lm_head:head.softmax", loss=2.9, classes=50257.0)
 
 NUM609 = Rule(
@@ -68,7 +85,11 @@ NUM609 = Rule(
     "0.0004 of its normed input to the stream, a tenth of what bfloat16 can resolve beside it (2^-8). Queries and keys"
     " of gain 4 have scores with a deviation of 4^2 = 16 under 1/sqrt(d), and a softmax of independent scores is "
     "one-hot from sqrt(2 ln n) on: 3.7 for n = 1024 keys, 5.1 for half a million. Weights that have learned are larger"
-    " and no longer independent: where the loss is better than guessing, or is not known, the bound is 16.",
+    " and no longer independent: where the loss is better than guessing, or is not known, the bound is 16; so it is for"
+    " a trained body under a new head, which guesses, but half of whose maps have rows or columns whose mean squares "
+    "vary twice as much as those of draws (unevenness). Weights that the model itself scales back (unit scaling, an "
+    "equalised learning rate) are no fault: where scores or blocks are measured, some score must have a deviation "
+    "above 4, or some block an rms above 4^2, or the loss lie a quarter above guessing.",
     explains=(
         "NUM606",
         "ATT301",
@@ -104,6 +125,14 @@ NUM609 = Rule(
         example("a deviation of 0.02 at 64 channels", *_maps(0.16, 0.06, 0.21, 0.08), _GUESSING),
         example("maps of zeros behind every branch", *_maps(0.6, 0.0, 0.6, 0.0, 0.6, 0.6), _GUESSING),
         example("GPT-2 as it was trained", *_maps(5.2, 4.1, 5.0, 4.4, 7.0), _LEARNED),
+        example(
+            "N(0, 1) weights that are divided by sqrt(inputs) in the forward pass",
+            *_maps(8.0, 8.0, 10.5, 8.0),
+            at("layers.0.attn:attention.softmax", score_std=(1.1, 0.9)),
+            at("layers.0:residual.block", residual_rms=1.7),
+            at("lm_head:head.softmax", loss=5.8, classes=256.0),
+        ),
+        example("GPT-2's body under a new head", *_maps(5.2, 4.1, 5.0, 4.4, 7.0, unevenness=18.0), _NEW_HEAD),
     ),
     judge=_judge_size,
 )

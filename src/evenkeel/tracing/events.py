@@ -158,9 +158,10 @@ class ExponentialEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientEvent:
-    """The loss's gradient with respect to the output of a block or a module."""
+    """The loss's gradient with respect to the output of a block or a module; of a block also that output."""
 
     gradient: Tensor
+    output: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
