@@ -406,6 +406,7 @@ def test_a_linear_map_and_its_optimizer():
         "update:learning_rate": 1e-4,
         "update:planned_learning_rate": 3e-3,
         "update:changed_share": 0.25,
+        "update:moved_share": 0.5,
     }
     width = math.sqrt(30 * 20)
     assert_twin(read("parameter", ParameterEvent(weight=weight, width=width), stepped(update)), expected)
@@ -415,6 +416,7 @@ def stepped(update: Tensor) -> ParameterEvent:
     return ParameterEvent(
         update=update,
         changed=torch.tensor([3.0, 12.0], dtype=torch.float64),
+        moved=torch.tensor([5.0, 10.0], dtype=torch.float64),
         optimized=True,
         learning_rate=torch.tensor(1e-4, dtype=torch.float64),
         planned_rate=torch.tensor(3e-3, dtype=torch.float64),

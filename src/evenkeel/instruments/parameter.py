@@ -29,7 +29,8 @@ class ParameterInstrument:
     a map has learned. Of an even sample of rows, at most 2^18 elements; of maps with 8 rows and columns or more.
     Of optimizers: in_optimizer, 1 where one holds the parameter and 0 where none does; its learning_rate, and
     planned_learning_rate, the largest of it and those that its scheduler has set down; and changed_share, of the
-    elements that have a gradient the share that a step gave another value (16-bit weights only).
+    elements that have a gradient the share that a step gave another value (16-bit weights only). moved_share: of a
+    sample of up to 4,096 such elements, the share with another value than behind the first measured step.
     """
 
     kind: ClassVar[SiteKind] = "parameter"
@@ -43,6 +44,7 @@ class ParameterInstrument:
     LEARNING_RATE = Stat("learning_rate", "1", phase="update")
     PLANNED_RATE = Stat("planned_learning_rate", "1", phase="update")
     CHANGED_SHARE = Stat("changed_share", "share", phase="update")
+    MOVED_SHARE = Stat("moved_share", "share", phase="update")
     stats: ClassVar[tuple[Stat, ...]] = (
         GRADIENT_RMS,
         WEIGHT_RMS,
@@ -54,6 +56,7 @@ class ParameterInstrument:
         LEARNING_RATE,
         PLANNED_RATE,
         CHANGED_SHARE,
+        MOVED_SHARE,
     )
 
     def __init__(self) -> None:
@@ -62,6 +65,7 @@ class ParameterInstrument:
         self._elements = 0
         self._unevenness: Tensor | None = None
         self._changed: Tensor | None = None
+        self._moved: Tensor | None = None
         self._optimizer: dict[Stat, Tensor] = {}
 
     def observe(self, event: Event) -> None:
@@ -75,6 +79,8 @@ class ParameterInstrument:
             self._unevenness = _unevenness(event.weight) if event.width else None
         if event.changed is not None:
             self._count(event.changed)
+        if event.moved is not None:
+            self._moved = event.moved  # since the same step, so the latest says it all
         if event.optimized is not None:
             self._optimizer[self.IN_OPTIMIZER] = torch.tensor(float(event.optimized))
         if event.learning_rate is not None and event.planned_rate is not None:
@@ -89,6 +95,8 @@ class ParameterInstrument:
             self._unevenness = other._unevenness
         if other._changed is not None:
             self._count(other._changed)
+        if other._moved is not None:
+            self._moved = other._moved
         self._optimizer |= other._optimizer
 
     def _add(self, name: str, total: Tensor, count: int) -> None:
@@ -115,6 +123,8 @@ class ParameterInstrument:
             found[self.UPDATE_RATIO] = torch.where(rms["update"] == 0, 0, rms["update"] / rms["weight"])
         if self._changed is not None:
             found[self.CHANGED_SHARE] = self._changed[0] / self._changed[1].clamp(min=1)
+        if self._moved is not None:
+            found[self.MOVED_SHARE] = self._moved[0] / self._moved[1].clamp(min=1)
         return {**found, **self._optimizer}
 
 

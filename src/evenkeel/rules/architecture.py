@@ -54,21 +54,16 @@ def _gates_at(measurements: Measurements, site: Site) -> list[Site]:
     return [gate for gate in gates if _within(site.path, gate.path) and (block is None or _within(gate.path, block))]
 
 
-def _heads_at(measurements: Measurements, site: Site) -> set[int]:
-    """How many heads the attention of the module has in which an activation is called, or of a module inside it."""
-    around = [item for item in measurements.of_kind("attention") if _within(item.path, site.path)]
-    return {len(measurements.values(item, "entropy")) for item in around}
-
-
 def _judge_saturating(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     for site in sites:
         channels, fan_in = (measurements.value(site, stat) for stat in ("channels", "fan_in"))
-        if not fan_in or _in_a_block(measurements, site) is None:
+        block = _in_a_block(measurements, site)
+        if not fan_in or block is None:
             continue
+        if site.path != block and any(site.path == other.path for other in measurements.of_kind("attention")):
+            continue  # called by an attention's own module, it bounds scores or values and is no hidden layer
         if any(gate.op in _SIGMOIDAL_GATES for gate in _gates_at(measurements, site)):
             continue
-        if channels in _heads_at(measurements, site):
-            continue  # one number for each head: a bias or a gate of the attention
         yield Case(
             severity="warning",
             sites=(site,),
@@ -155,8 +150,8 @@ ARC702 = Rule(
     severities=("warning",),
     severity="warning",
     bound="sigmoid, tanh, hardsigmoid, hardtanh or softsign between two linear maps of a block. As gates, in routers "
-    "and in recurrences they are at home; so they are in an attention with one channel for each head, where they bound "
-    "what is added to its scores (Swin v2).",
+    "and in recurrences they are at home; so they are in a module that is an attention and not the whole block, where "
+    "they bound what is added to its scores (Swin v2).",
     explains=("ACT101", "ACT103", "GRD501"),
     why="Their gradient vanishes for large inputs of either sign, and in the field's comparisons they train to a "
     "worse loss than GELU, SiLU or ReLU (final loss 1.867 for sigmoid against 1.838, Narang et al. 2021).",
@@ -183,7 +178,7 @@ ARC702 = Rule(
             at("layers.0:residual.block"),
         ),
         example(
-            "sixteen times a sigmoid of relative positions, one for each head",
+            "sixteen times a sigmoid of relative positions, added to the scores",
             at("layers.0.attn:activation.sigmoid", channels=4.0, fan_in=512.0),
             at("layers.0.attn:attention.softmax", entropy=(1.2, 1.3, 1.2, 1.1)),
             at("layers.0:residual.block"),
