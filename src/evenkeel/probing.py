@@ -53,10 +53,11 @@ def probe(structure: Structure, batch: Any, run: Run, observe: Observe) -> None:
         return
     together = _changing(structure, pair, own, start, run)
     moves = _all_moves(before, together, judged, start)
-    if before.head in moves and len(own) > 1 and moves[before.head].earlier.any():
+    head = before.head
+    if head in moves and len(own) > 1 and moves[head].earlier.any():
         # an encoder may read the same tokens as the decoder: asked is what the logits of the changed tokens follow
         each = [_all_moves(before, _changing(structure, pair, [item], start, run), judged, start) for item in own]
-        moves = min((moves, *(item for item in each if before.head in item)), key=lambda item: _leak(item[before.head]))
+        moves = min((moves, *(item for item in each if head in item)), key=lambda item: _leak(item[head]))
     for site, event in moves.items():
         observe(site, event)
 
