@@ -366,6 +366,10 @@ def test_residual(shape: tuple[int, ...]):
         "backward:gradient_rms": np.sqrt((gradient.double().numpy() ** 2).mean()),
     }
     assert_twin(read("residual", OutputEvent(output=x), GradientEvent(gradient=gradient)), expected)
+    g, out = gradient.double().numpy(), x.double().numpy()
+    across = g - (g * out).sum(-1, keepdims=True) / (out * out).sum(-1, keepdims=True) * out
+    both = {**expected, "backward:gradient_across_rms": np.sqrt((across**2).mean())}
+    assert_twin(read("residual", OutputEvent(output=x), GradientEvent(gradient=gradient, output=x)), both)
     expected["input_cosine"] = 0 if len(shape) == 1 else own @ before / np.sqrt((own @ own) * (before @ before))
     for carries, share in (((True, True), 1), ((True, False, True), 0)):
         told = [StreamEvent(carries_input=item) for item in carries]
@@ -389,6 +393,13 @@ def test_parameter():
     assert read("parameter", ParameterEvent(weight=zeros, update=zeros))["update:update_ratio"] == 0
 
 
+def unevenness(weight: np.ndarray) -> float:
+    """The larger F-ratio of rows and columns: n times the variance of the groups' means over that of all squares."""
+    groups = [[line @ line / len(line) for line in table] for table in (weight, weight.T)]
+    widths = weight.shape[1], weight.shape[0]
+    return max(n * np.var(means, ddof=1) for n, means in zip(widths, groups, strict=True)) / np.var(weight**2)
+
+
 def test_a_linear_map_and_its_optimizer():
     weight, update = drawn(30, 20), drawn(30, 20, seed=2) * 1e-5
     rms = [np.sqrt((item.double().numpy() ** 2).mean()) for item in (weight, update)]
@@ -396,11 +407,13 @@ def test_a_linear_map_and_its_optimizer():
         "weight_rms": rms[0],
         "elements": 600,
         "gain": rms[0] * 600**0.25,
+        "unevenness": unevenness(weight.double().numpy()),
         "update:update_ratio": rms[1] / rms[0],
         "update:in_optimizer": 1,
         "update:learning_rate": 1e-4,
         "update:planned_learning_rate": 3e-3,
         "update:changed_share": 0.25,
+        "update:moved_share": 0.5,
     }
     width = math.sqrt(30 * 20)
     assert_twin(read("parameter", ParameterEvent(weight=weight, width=width), stepped(update)), expected)
@@ -410,6 +423,7 @@ def stepped(update: Tensor) -> ParameterEvent:
     return ParameterEvent(
         update=update,
         changed=torch.tensor([3.0, 12.0], dtype=torch.float64),
+        moved=torch.tensor([5.0, 10.0], dtype=torch.float64),
         optimized=True,
         learning_rate=torch.tensor(1e-4, dtype=torch.float64),
         planned_rate=torch.tensor(3e-3, dtype=torch.float64),
@@ -477,12 +491,12 @@ def events(dtype: torch.dtype = torch.float32, batch: int = 6) -> dict[str, list
         "residual": [
             OutputEvent(output=x, input=up),
             StreamEvent(carries_input=True),
-            GradientEvent(gradient=up),
+            GradientEvent(gradient=up, output=up),
             ProbeEvent(earlier=up[:, 0, 0].abs(), later=up[:, 1, 0].abs(), untouched=up[:, 2, 0].abs()),
         ],
         "module": [
             OutputEvent(output=x),
-            GradientEvent(gradient=up),
+            GradientEvent(gradient=up, output=up),
             InputGradientEvent(gradient=up),
             ExponentialEvent(exponents=up, dtype=dtype),
         ],

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .diagnosis import Diagnosis, judge
 from .errors import NothingMeasuredError, UsageError
@@ -39,7 +40,8 @@ def inspect(
 ) -> Diagnosis:
     """Measure a model on some batches and say what is wrong and what to change.
 
-    model: any `nn.Module`; it runs in eval mode (no dropout, no running statistics) and is left as it was found:
+    model: any `nn.Module`; it runs in eval mode (no dropout, no running statistics, but for batch norms
+    that have none yet, which use the batch's) and is left as it was found:
     training mode, gradients, random state. One that is judged by the next tokens of its own input is also asked, on
     two sequences of the first batch, whether it sees them. batches: an iterable of keyword dicts (`model(**batch)`),
     tensors (`model(batch)`) or tuples (`model(*batch)`). backward: also measure gradients. loss: `loss(output, batch)`
@@ -52,7 +54,7 @@ def inspect(
     total = Measurement()
     count, tokens, remarks = 0, 0, list(notes)
     size = len(batches) if isinstance(batches, Sequence) else 0
-    with _as_found(model):
+    with _as_found(model), _normed_by_batches(model):
         for batch in batches:
             with measure(structure) as measurement:
                 _run(model, batch, loss, backward)
@@ -153,3 +155,29 @@ def _as_found(model: nn.Module) -> Iterator[None]:
                 module.training = mode
             for parameter, gradient in gradients:
                 parameter.grad = gradient
+
+
+@contextmanager
+def _normed_by_batches(model: nn.Module) -> Iterator[None]:
+    """Batch norms that have never seen a batch have no statistics of their own: inside they use each batch's.
+
+    With the 0 and 1 that they start with they are no norms at all, and the signal of a sound model dies out.
+    """
+    unused = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats and module.num_batches_tracked == 0
+    ]
+    buffers = [(buffer, buffer.clone()) for module in unused for buffer in module.buffers(recurse=False)]
+    hooks = [module.register_forward_pre_hook(_by_its_batch) for module in unused]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for buffer, value in buffers:
+            buffer.copy_(value)
+
+
+def _by_its_batch(module: nn.Module, given: tuple[Any, ...]) -> None:
+    module.training = given[0].numel() > given[0].shape[1]  # one value in each channel has no spread

@@ -23,6 +23,9 @@ from .tracing.structure import Structure
 from .tracing.trace import quietly
 from .tracing.tracer import Tracer
 
+_SHORT = (torch.bfloat16, torch.float16)
+_SAMPLE = 4096  # elements of a parameter
+
 
 class Measurement:
     """The instruments of every site that was seen; measurements of several passes merge into one."""
@@ -109,14 +112,17 @@ def _on_host(values: list[Tensor]) -> list[float]:
 
 
 @contextmanager
-def measure(structure: Structure, optimizers: Iterable[Optimizer] = ()) -> Iterator[Measurement]:
+def measure(
+    structure: Structure, optimizers: Iterable[Optimizer] = (), samples: dict[str, Tensor] | None = None
+) -> Iterator[Measurement]:
     """Measure everything that the model does inside the context: forward, backward, steps of these optimizers.
 
+    samples: what is kept of 16-bit weights from one measured step to the next, of a run.
     Hooks and the function mode exist only inside. A compiled model runs its eager code here.
     """
     measurement = Measurement()
     tracer = Tracer(structure, measurement.observe)
-    parameters = _Parameters(structure.model, measurement)
+    parameters = _Parameters(structure.model, measurement, {} if samples is None else samples)
     with ExitStack() as stack:
         stack.enter_context(eagerly())
         stack.callback(parameters.remove)
@@ -153,8 +159,9 @@ def _not_reached(structure: Structure, sites: tuple[Site, ...]) -> Iterator[Site
 class _Parameters:
     """Trained parameters: weights as they are, gradients as they are summed up (before clipping), updates."""
 
-    def __init__(self, model: nn.Module, measurement: Measurement) -> None:
+    def __init__(self, model: nn.Module, measurement: Measurement, samples: dict[str, Tensor]) -> None:
         self._measurement = measurement
+        self._samples = samples
         self._trained = {
             clean_name(name.replace("_orig_mod.", "")): parameter
             for name, parameter in model.named_parameters()
@@ -231,6 +238,7 @@ class _Parameters:
                     event = ParameterEvent(
                         update=update,
                         changed=_changed(parameter, update, optimizer) if held else None,
+                        moved=self._moved(name, parameter) if held else None,
                         optimized=held,
                         learning_rate=rate,
                         planned_rate=planned,
@@ -238,6 +246,19 @@ class _Parameters:
                     self._measurement.observe(_site(name), event)
 
         return see
+
+    def _moved(self, name: str, parameter: Tensor) -> Tensor | None:
+        """Like `_changed`, but of a sample and since the first measured step, whose values are kept now."""
+        gradient = parameter.grad
+        if parameter.dtype not in _SHORT or gradient is None or gradient.is_sparse:
+            return None
+        every = -(-_own(parameter).numel() // _SAMPLE)
+        values, live = (_own(item).reshape(-1)[::every] for item in (parameter, gradient))
+        before = self._samples.get(name)
+        if before is None or before.shape != values.shape:
+            self._samples[name] = values.clone()
+            return None
+        return torch.stack([((values != before) & (live != 0)).sum(), (live != 0).sum()]).double()
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -273,13 +294,14 @@ def _widths(model: nn.Module) -> dict[int, float]:
     tables = {
         id(item) for module in model.modules() if isinstance(module, nn.Embedding) for item in module.parameters()
     }
-    kernels = {id(module.weight) for module in model.modules() if isinstance(module, _ConvNd)}
+    groups = {id(module.weight): module.groups for module in model.modules() if isinstance(module, _ConvNd)}
     widths = {}
     for parameter in model.parameters():
         if parameter.dim() < 2 or id(parameter) in tables:
             continue
-        rows, columns = parameter.shape[:2] if id(parameter) in kernels else parameter.shape[-2:]
-        taps = parameter[0, 0].numel() if id(parameter) in kernels else 1
+        rows, columns = parameter.shape[:2] if id(parameter) in groups else parameter.shape[-2:]
+        rows //= groups.get(id(parameter), 1)  # outputs that an input reaches; the inputs that an output sees are few
+        taps = parameter[0, 0].numel() if id(parameter) in groups else 1
         if min(rows, columns) * taps > 1:
             widths[id(parameter)] = math.sqrt(rows * columns) * taps
     return widths
@@ -291,7 +313,7 @@ def _changed(parameter: Tensor, update: Tensor, optimizer: Optimizer) -> Tensor 
     Where the optimizer keeps the same weights in float32 nothing is lost, and all of them count as changed.
     """
     gradient = parameter.grad
-    if parameter.dtype not in (torch.bfloat16, torch.float16) or gradient is None or gradient.is_sparse:
+    if parameter.dtype not in _SHORT or gradient is None or gradient.is_sparse:
         return None
     live, weight = _own(gradient) != 0, _own(parameter)
     changed, all_live = ((update != 0) & live).sum(), live.sum()

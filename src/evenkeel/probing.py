@@ -2,19 +2,22 @@
 
 Asked are models whose head is judged by the next tokens of their own input, and no others. In two passes over the same
 two sequences, later tokens of the first are different; the second stays as it is, so that what moves there is rounding
-(a mixture's experts and dynamic quantisation compute other batches in other ways).
+(a mixture's experts and dynamic quantisation compute other batches in other ways). A decoder's encoder may see all of
+its input, also where that holds the same tokens: models whose queries meet other numbers of keys are not asked, and
+inputs that hold the same tokens are changed one by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .schema import Site
-from .tracing.events import Event, HeadEvent, OutputEvent, ProbeEvent
+from .tracing.events import AttentionEvent, Event, HeadEvent, OutputEvent, ProbeEvent
 from .tracing.frames import PADDING_ARGUMENTS
 from .tracing.provenance import tensors_in
 from .tracing.structure import Structure
@@ -40,7 +43,7 @@ def probe(structure: Structure, batch: Any, run: Run, observe: Observe) -> None:
     pair = _mapped(batch, ids[0].shape[0], lambda item: item[[0, min(1, len(item) - 1)]])
     before = _Seen(structure, pair, run)
     own = [item for item in tensors_in(_parts(pair)) if _holds_tokens(item) and before.is_judged_by_next(item)]
-    if not own or before.judged is None:
+    if not own or before.judged is None or before.head is None or before.reads_others:
         return
     judged = before.judged & _real(pair, before.judged)
     places = judged[0].nonzero().flatten()
@@ -48,13 +51,35 @@ def probe(structure: Structure, batch: Any, run: Run, observe: Observe) -> None:
     length = own[0].shape[1]
     if len(places) // 2 < _ENOUGH or length - start < _ENOUGH:
         return
-    changed = {id(item): _changed(item, start) for item in own}
-    after = _Seen(structure, _replaced(pair, changed), run)
+    together = _changing(structure, pair, own, start, run)
+    moves = _all_moves(before, together, judged, start)
+    head = before.head
+    if head in moves and len(own) > 1 and moves[head].earlier.any():
+        # an encoder may read the same tokens as the decoder: asked is what the logits of the changed tokens follow
+        each = [_all_moves(before, _changing(structure, pair, [item], start, run), judged, start) for item in own]
+        moves = min((moves, *(item for item in each if head in item)), key=lambda item: _leak(item[head]))
+    for site, event in moves.items():
+        observe(site, event)
+
+
+def _changing(structure: Structure, pair: Any, items: Sequence[Tensor], start: int, run: Run) -> _Seen:
+    """The pass over the pair with later tokens of these tensors changed."""
+    return _Seen(structure, _replaced(pair, {id(item): _changed(item, start) for item in items}), run)
+
+
+def _all_moves(before: _Seen, after: _Seen, judged: Tensor, start: int) -> dict[Site, ProbeEvent]:
     with quietly():
-        for site, first in before.values.items():
-            second = after.values.get(site)
-            if second is not None and second.shape == first.shape:
-                observe(site, _moves(first, second, judged, start))
+        return {
+            site: _moves(first, after.values[site], judged, start)
+            for site, first in before.values.items()
+            if site in after.values and after.values[site].shape == first.shape
+        }
+
+
+def _leak(moves: ProbeEvent) -> float:
+    """How far earlier logits moved, relative to the later ones; infinite where those stood still."""
+    earlier, later = (float(item.amax()) if item.numel() else 0.0 for item in (moves.earlier, moves.later))
+    return earlier / later if later > 0 else math.inf
 
 
 class _Seen:
@@ -65,7 +90,9 @@ class _Seen:
         self._targets: list[Tensor] = []
         self._length = max(item.shape[1] for item in tensors_in(_parts(batch)) if _holds_tokens(item))
         self.values: dict[Site, Tensor] = {}
+        self.head: Site | None = None
         self.judged: Tensor | None = None
+        self.reads_others = False  # queries of one number of tokens, keys of another: a decoder and its encoder
         torch.manual_seed(0)  # a model that draws numbers even now draws the same each time
         with torch.no_grad(), Tracer(structure, self._observe) as tracer:
             run(structure.model, batch)
@@ -78,6 +105,8 @@ class _Seen:
             step = -(-2 * self._length * event.logits.shape[1] // _MOST_LOGITS)
             self._logits.append((site, event.logits[:, ::step].float()))
             self._targets.append(torch.where(event.targets == event.ignore_index, -1, event.targets))
+        elif isinstance(event, AttentionEvent) and event.query is not None and event.key is not None:
+            self.reads_others |= event.query.shape[2] != event.key.shape[2]
         elif isinstance(event, OutputEvent) and site.kind == "residual" and event.output.dim() == 3:
             output = event.output
             if output.shape[:2] == (2, self._length) and site not in self.values:
@@ -91,7 +120,8 @@ class _Seen:
         logits = torch.cat([item for _, item in self._logits])
         if len(logits) not in (2 * self._length, 2 * self._length - 2):
             return
-        self.values[self._logits[0][0]] = logits.reshape(2, -1, logits.shape[1])
+        self.head = self._logits[0][0]
+        self.values[self.head] = logits.reshape(2, -1, logits.shape[1])
         self.targets = torch.cat(self._targets).reshape(2, -1)
         self.judged = (self.targets >= 0)[:, : self._length - 1]
 

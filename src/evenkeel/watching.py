@@ -90,6 +90,7 @@ class Watch:
         self._triggered = False
         self._spikes = SpikeDetector()
         self._pending: deque[_Pending] = deque()
+        self._samples: dict[str, Tensor] = {}
         self._running: AbstractContextManager[Measurement] | None = None
         self._measurement: Measurement | None = None
         self._open = False
@@ -119,7 +120,7 @@ class Watch:
         self._open, self._measured = True, self.due
         if self._measured:
             self._triggered = False
-            self._running = measure(self._structure, self._optimizers)
+            self._running = measure(self._structure, self._optimizers, self._samples)
             self._measurement = self._running.__enter__()
 
     def end_step(self) -> None:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..functional._dtypes import widened
 from ..functional._statistics import Magnitudes
 from ..functional._sums import sizes
 from ..schema import SiteKind
@@ -20,6 +21,9 @@ _ROUNDING = 1e-12  # of a sum of squares, what is left when its mean is taken of
 
 class ResidualInstrument:
     """residual_rms; residual_absmax_ratio, the largest |x| over the median |x|; gradient_rms of the loss by the output.
+
+    gradient_across_rms: the same without each token's part along its own output, which a norm behind it would not let
+    through: what makes a vector longer changes nothing that is normed.
 
     A stream of nothing but zeros has ratio 0. Of an even sample of tokens, at most 16,384 values or 32 tokens a
     call: top_channel_share, the largest mean share of one channel in a token's energy; input_cosine, between what
@@ -34,7 +38,16 @@ class ResidualInstrument:
     INPUT_COSINE = Stat("input_cosine", "1")
     CARRIES_INPUT = Stat("carries_input", "1")
     GRADIENT_RMS = Stat("gradient_rms", "1", phase="backward")
-    stats: ClassVar[tuple[Stat, ...]] = (RMS, ABSMAX_RATIO, TOP_CHANNEL, INPUT_COSINE, CARRIES_INPUT, GRADIENT_RMS)
+    GRADIENT_ACROSS = Stat("gradient_across_rms", "1", phase="backward")
+    stats: ClassVar[tuple[Stat, ...]] = (
+        RMS,
+        ABSMAX_RATIO,
+        TOP_CHANNEL,
+        INPUT_COSINE,
+        CARRIES_INPUT,
+        GRADIENT_RMS,
+        GRADIENT_ACROSS,
+    )
 
     def __init__(self) -> None:
         self._sizes = Magnitudes()
@@ -51,6 +64,8 @@ class ResidualInstrument:
             self._sample(event)
         elif isinstance(event, GradientEvent) and event.gradient.numel():
             self._add("gradient", sizes(event.gradient)[0], event.gradient.numel())
+            if event.output is not None and event.output.shape == event.gradient.shape:
+                self._add("across", _across(event.gradient, event.output), event.gradient.numel())
         elif isinstance(event, StreamEvent):
             self._hold(event.carries_input)
 
@@ -87,7 +102,7 @@ class ResidualInstrument:
     def read(self) -> Mapping[Stat, Tensor]:
         found = {}
         means = {name: total / count for name, (total, count) in self._sums.items()}
-        for name, stat in (("output", self.RMS), ("gradient", self.GRADIENT_RMS)):
+        for name, stat in (("output", self.RMS), ("gradient", self.GRADIENT_RMS), ("across", self.GRADIENT_ACROSS)):
             if name in means:
                 found[stat] = means[name].sqrt()
         if self._largest is not None:
@@ -102,6 +117,14 @@ class ResidualInstrument:
             if self._carries is not None:
                 found[self.CARRIES_INPUT] = torch.full_like(product, float(self._carries))
         return found
+
+
+def _across(gradient: Tensor, output: Tensor) -> Tensor:
+    """The sum of squares of the gradient's part that is orthogonal to each token's output."""
+    g, x = widened(gradient), widened(output)
+    energy = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square()
+    along = (g * x).sum(-1, keepdim=True) / torch.where(energy > 0, energy, 1)
+    return torch.linalg.vector_norm(g - along * x, dtype=torch.float64).square()
 
 
 def _tokens(x: Tensor) -> Tensor:

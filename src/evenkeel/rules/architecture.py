@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator
 
 from ..schema import Change, Evidence, Site
@@ -22,14 +23,17 @@ def _judge_scale(measurements: Measurements, sites: tuple[Site, ...], bounds: Bo
         by_dim = math.isclose(scale, 1 / dim, rel_tol=_SAME)
         if any(math.isclose(scale, rule, rel_tol=_SAME) for rule in (usual, 1.0)):
             continue
-        outside = not (by_dim or 1 / dim < scale < 1)
+        spread = statistics.median(measurements.values(site, "score_std") or (math.nan,))
+        made_up_for = scale < 1 / dim and spread >= bounds["spread"]
+        outside = not (by_dim or 1 / dim < scale < 1 or made_up_for)
         yield Case(
             severity="warning" if outside else "info",
             sites=(site,),
             evidence=(Evidence(stat="score_scale", value=scale, bound=usual, unit="1"),),
             message=f"attention {site.path}: scores are multiplied by {scale:.4g}; at d = {dim:.0f} channels a head, "
             f"1/√d is {usual:.4g}, 1/d is {1 / dim:.4g}, and T5's is 1"
-            + ("; 1/d is muP's and Granite's choice" if by_dim else ""),
+            + ("; 1/d is muP's and Granite's choice" if by_dim else "")
+            + (f"; the scores' deviation is {spread:.2g} all the same" if made_up_for else ""),
             excess=abs(math.log(scale / usual)) if scale > 0 else math.inf,
         )
 
@@ -53,8 +57,11 @@ def _gates_at(measurements: Measurements, site: Site) -> list[Site]:
 def _judge_saturating(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     for site in sites:
         channels, fan_in = (measurements.value(site, stat) for stat in ("channels", "fan_in"))
-        if not fan_in or _in_a_block(measurements, site) is None:
+        block = _in_a_block(measurements, site)
+        if not fan_in or block is None:
             continue
+        if site.path != block and any(site.path == other.path for other in measurements.of_kind("attention")):
+            continue  # called by an attention's own module, it bounds scores or values and is no hidden layer
         if any(gate.op in _SIGMOIDAL_GATES for gate in _gates_at(measurements, site)):
             continue
         narrow = channels < fan_in
@@ -104,10 +111,13 @@ ARC701 = Rule(
     "taken together, beside the channels d of a head",
     severities=("warning", "info"),
     severity="info; warning where the scale is above 1 or below 1/d",
+    bounds={"spread": 0.5},
     bound="1/√d or 1, to 0.1%. 1/√d keeps the variance of independent products at 1 (Vaswani et al. 2017), and 1 is "
     "T5's, whose init holds the factor. 1/d suits queries and keys that align (muP, Granite) and makes attention "
     "nearly uniform until they do; Gemma 2's 1/√(d_model / heads) and YaRN's extra factor lie between 1/d and 1. All "
-    "these are told as info; beyond both ends no released model is known.",
+    "these are told as info; beyond both ends no released model is known. A scale below 1/d is info as well where the "
+    "scores have a deviation of 0.5 and more, half of what 1/√d gives unit-variance queries and keys: then weights of "
+    "unit variance are scaled on the way (unit scaling).",
     explains=("ATT301", "ATT302", "ATT303", "ATT304"),
     why="The scale sets how peaked attention is at initialisation: too large and the softmax is one-hot before "
     "anything is learned, too small and it is uniform.",
@@ -125,6 +135,10 @@ ARC701 = Rule(
         ),
         example("scores multiplied by √d", at("layers.0.attn:attention.softmax", score_scale=8.0, head_dim=64.0)),
         example("1/d", at("layers.0.attn:attention.softmax", score_scale=0.015625, head_dim=64.0)),
+        example(
+            "unit scaling",
+            at("layers.0.attn:attention.softmax", score_scale=0.0039, head_dim=16.0, score_std=(1.1, 0.9)),
+        ),
     ),
     silent=(
         example("1/√d", at("layers.0.attn:attention.softmax", score_scale=0.125, head_dim=64.0)),
@@ -142,9 +156,10 @@ ARC702 = Rule(
     severities=("warning", "info"),
     severity="warning; info where the channels are fewer than those that lead into them",
     bound="sigmoid, tanh, hardsigmoid, hardtanh or softsign between two linear maps of a block. As gates, in routers "
-    "and in recurrences they are at home. A feed-forward's hidden layer is as wide as its input or wider (2.3 to 8 "
-    "times in released models); a narrower one makes coefficients (the tanh of Gemma 3n's AltUp) or is a low-rank "
-    "map, whose few channels are bounded on purpose.",
+    "and in recurrences they are at home; so they are in a module that is an attention and not the whole block, where "
+    "they bound what is added to its scores (Swin v2). A feed-forward's hidden layer is as wide as its input or wider "
+    "(2.3 to 8 times in released models); a narrower one makes coefficients (the tanh of Gemma 3n's AltUp) or is a "
+    "low-rank map, whose few channels are bounded on purpose.",
     explains=("ACT101", "ACT103", "GRD501"),
     why="Their gradient vanishes for large inputs of either sign, and in the field's comparisons they train to a "
     "worse loss than GELU, SiLU or ReLU (final loss 1.867 for sigmoid against 1.838, Narang et al. 2021).",
@@ -173,6 +188,12 @@ ARC702 = Rule(
             "the sigmoid of a gated linear unit",
             at("layers.0.mlp:activation.sigmoid", channels=512.0, fan_in=128.0),
             at("layers.0.mlp:gate.glu"),
+            at("layers.0:residual.block"),
+        ),
+        example(
+            "sixteen times a sigmoid of relative positions, added to the scores",
+            at("layers.0.attn:activation.sigmoid", channels=4.0, fan_in=512.0),
+            at("layers.0.attn:attention.softmax", entropy=(1.2, 1.3, 1.2, 1.1)),
             at("layers.0:residual.block"),
         ),
         example("a tanh behind the last block", at("pooler:activation.tanh", channels=128.0, fan_in=128.0)),

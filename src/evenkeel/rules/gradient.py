@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from ..schema import Change, Evidence, Site
@@ -13,16 +13,23 @@ from ._examples import Place, at, example
 from ._measurements import Measurements
 from ._rule import Bounds, Case, Need, Rule
 from ._stacks import stack_of
+from ._training import is_solved
 
 
 @dataclass(frozen=True)
 class _Block:
-    """A block's output: place in its stack, the gradient there, and the same relative to the output's own size."""
+    """A block's output: place in its stack, its size, the gradient there and the part of that across the output."""
 
     site: Site
     place: int
+    size: float
     gradient: float
-    relative: float
+    across: float
+
+    @property
+    def relative(self) -> float:
+        """The gradient relative to the output's own size."""
+        return self.gradient * self.size
 
 
 def _stacks(measurements: Measurements, sites: tuple[Site, ...]) -> list[list[_Block]]:
@@ -36,8 +43,11 @@ def _stacks(measurements: Measurements, sites: tuple[Site, ...]) -> list[list[_B
     stacks: dict[str, list[_Block]] = defaultdict(list)
     for site in sites:
         stack = stacks[stack_of(site.path)]
-        gradient = measurements.value(site, "gradient_rms", "backward")
-        stack.append(_Block(site, len(stack), gradient, gradient * measurements.value(site, "residual_rms")))
+        size = measurements.value(site, "residual_rms")
+        gradient, across = (
+            measurements.value(site, stat, "backward") for stat in ("gradient_rms", "gradient_across_rms")
+        )
+        stack.append(_Block(site, len(stack), size, gradient, across))
     return list(stacks.values())
 
 
@@ -51,7 +61,7 @@ def _judge_vanishing(measurements: Measurements, sites: tuple[Site, ...], bounds
         live = [block for block in stack if 0 < block.gradient < math.inf]
         found = [case for pair in combinations(live, 2) if (case := _vanished(*pair, bounds["left"])) is not None]
         if found:  # the narrowest pair says most exactly where
-            yield min(found, key=lambda item: (item[0], -item[1].excess))[1]
+            yield _of_what_is_left(measurements, min(found, key=lambda item: (item[0], -item[1].excess))[1])
 
 
 def _stopped(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Case]:
@@ -73,7 +83,9 @@ def _stopped(measurements: Measurements, sites: tuple[Site, ...]) -> Iterator[Ca
 
 def _vanished(earlier: _Block, later: _Block, left: float) -> tuple[int, Case] | None:
     blocks = later.place - earlier.place
-    share = max(_ratio(earlier.gradient, later.gradient), _ratio(earlier.relative, later.relative))
+    ratios = [_ratio(earlier.gradient, later.gradient), _ratio(earlier.across, later.across)]
+    ratios += [ratio * _ratio(earlier.size, later.size) for ratio in ratios]
+    share = max((ratio for ratio in ratios if not math.isnan(ratio)), default=math.nan)
     bound = left * 2 ** (-blocks / 2)
     if not share < bound:
         return None
@@ -110,7 +122,15 @@ def _judge_exploding(measurements: Measurements, sites: tuple[Site, ...], bounds
         live = [block for block in stack if 0 < block.gradient < math.inf]
         found = [case for pair in combinations(live, 2) if (case := _exploded(*pair, bounds["grown"])) is not None]
         if found:
-            yield min(found, key=lambda item: (item[0], -item[1].excess))[1]
+            yield _of_what_is_left(measurements, min(found, key=lambda item: (item[0], -item[1].excess))[1])
+
+
+def _of_what_is_left(measurements: Measurements, case: Case) -> Case:
+    """Milder where the loss is next to nothing: the blocks did learn, and its gradient is what rounding leaves."""
+    if not is_solved(measurements):
+        return case
+    note = "; the loss is less than a tenth of that of guessing, so little is left to pass on"
+    return replace(case, severity="info", message=case.message + note)
 
 
 def _judge_cut(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
@@ -153,10 +173,14 @@ _NEEDS = (
 )
 
 
-def _blocks(*gradients: float) -> list[Place]:
+def _blocks(*gradients: float, across: Sequence[float] = ()) -> list[Place]:
     """Blocks with these gradients behind them, and a head."""
     blocks = [
-        at(f"layers.{place}:residual.block", residual_rms=1.0, backward={"gradient_rms": gradient})
+        at(
+            f"layers.{place}:residual.block",
+            residual_rms=1.0,
+            backward={"gradient_rms": gradient} | ({"gradient_across_rms": across[place]} if across else {}),
+        )
         for place, gradient in enumerate(gradients)
     ]
     return [*blocks, at("lm_head:head.softmax", loss=2.0)]
@@ -170,15 +194,18 @@ GRD501 = Rule(
     severities=(
         "error",
         "warning",
+        "info",
     ),
-    severity="error where it is exactly 0, else warning",
+    severity="error where it is exactly 0, else warning; info where the loss is less than a tenth of that of guessing",
     bounds={"left": 0.1},
     bound="over k blocks, 0.1 * 2^(-k/2). A post-norm stack at initialisation halves the gradient's energy per block, "
     "a factor of 2^(-1/2), and is known to train with warm-up; a tenth of that is the bound. A pre-norm stack "
     "keeps a ratio near or above 1. Both the plain ratio and the ratio of gradient times output size must pass the "
-    "bound, so that a stream which changes its scale is no finding. Blocks that need no gradient (frozen) have none "
-    "and are left out; so is the last block of a model without a head, whose loss, the sum of squares of the output, "
-    "a norm holds constant.",
+    "bound, so that a stream which changes its scale is no finding. So must that of the gradient's part across each "
+    "token's output: the part along it only makes a vector longer, which the norm at the end of a post-norm block "
+    "takes back, and in a trained classifier it is nearly all of the gradient behind the last block. Blocks that need "
+    "no gradient (frozen) have none and are left out; so is the last block of a model without a head, whose loss, the "
+    "sum of squares of the output, a norm holds constant.",
     why="Blocks in front of the place where the gradient vanishes do not learn: the model is only as deep as the part "
     "behind it.",
     advice=(
@@ -214,6 +241,10 @@ GRD501 = Rule(
             "an encoder without a head: behind its last norm the loss is constant",
             *_blocks(0.005, 0.005, 0.006, 1.0)[:-1],
         ),
+        example(
+            "a trained post-norm classifier: behind its last norm the gradient points along the output",
+            *_blocks(0.034, 0.04, 1.0, across=(0.034, 0.04, 0.16)),
+        ),
     ),
     judge=_judge_vanishing,
 )
@@ -223,8 +254,8 @@ GRD502 = Rule(
     name="gradient exploding through depth",
     needs=_NEEDS,
     measures="the rms of the loss's gradient behind every block, earlier blocks against later ones of the same stack",
-    severities=("warning",),
-    severity="warning",
+    severities=("warning", "info"),
+    severity="warning; info where the loss is less than a tenth of that of guessing",
     bounds={"grown": 100.0},
     bound="over k blocks, 100 * 2^(k/2): GRD501's bound turned round, and wider, because single tokens (massive "
     "activations, zero embeddings) can hold most of a gradient's energy. In a pre-norm stack the gradient grows "

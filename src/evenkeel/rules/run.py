@@ -11,7 +11,7 @@ from ..schema import Evidence, Phase, Severity, Site, StepLog
 from ._examples import at, example
 from ._measurements import Measurements
 from ._rule import Bounds, Case, Rule
-from ._training import rates
+from ._training import is_solved, rates
 from .course import RUN, RUN802, gradient_jumps
 
 _BEFORE = 16  # steps from which the loss before a spike is known
@@ -46,7 +46,7 @@ def _judge_spike(measurements: Measurements, sites: tuple[Site, ...], bounds: Bo
             continue
         move = _first_move(measurements, entry.step, jumps)
         yield Case(
-            severity=_severity(log, place),
+            severity=_severity(measurements, log, place),
             sites=(RUN,) if move is None else (RUN, move.site),
             evidence=_evidence(entry, move),
             message=_message(entry, log[:place], move) + _without_warmup(measurements),
@@ -59,10 +59,12 @@ def _lost(entry: StepLog) -> bool:
     return entry.loss is not None and not math.isfinite(entry.loss)
 
 
-def _severity(log: list[StepLog], place: int) -> Severity:
-    """A loss that is not finite is an error; a jump from which the loss came back is only worth knowing."""
+def _severity(measurements: Measurements, log: list[StepLog], place: int) -> Severity:
+    """A loss that is not finite is an error; a jump that ends at next to nothing, or is over, is only worth knowing."""
     if _lost(log[place]):
         return "error"
+    if is_solved(measurements, log[place].loss):
+        return "info"
     before, after = _losses(log[max(0, place - _BEFORE) : place]), _losses(log[place + 1 :])
     recovered = len(before) > 0 and len(after) >= _AFTER and statistics.median(after[-_AFTER:]) <= max(before)
     return "info" if recovered else "warning"
@@ -177,7 +179,8 @@ RUN801 = Rule(
         "warning",
         "info",
     ),
-    severity="error where the loss is not finite; warning for a jump; info where the loss came back to where it was",
+    severity="error where the loss is not finite; warning for a jump; info where the loss came back to where it was, "
+    "or jumped to less than a tenth of that of guessing: one hard row does that where the rest is solved",
     bound="a loss that is not finite, or a jump: more than 6 robust deviations above the median of the last 16 "
     "steps, and more than 1% of it; on normal noise that happens once in 10^9 steps. The deviation is 1.4826 / sqrt(2) "
     "times the median change from one step to the next over 64 steps, which hardly feels that a loss is falling. A "

@@ -101,9 +101,10 @@ NUM607 = Rule(
 def _judge_massive(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     for site in sites:
         ratio, share = (measurements.value(site, stat) for stat in ("residual_absmax_ratio", "top_channel_share"))
-        if ratio < bounds["massive"] and share < bounds["share"]:
+        known = math.isfinite(ratio)
+        if not (known and ratio >= bounds["massive"]) and share < bounds["share"]:
             continue
-        beyond = ratio > bounds["beyond"]
+        beyond = known and ratio > bounds["beyond"]
         yield Case(
             severity="warning" if beyond else "info",
             sites=(site,),
@@ -139,7 +140,8 @@ NUM608 = Rule(
     bound="1,000 times the median is what Sun et al. call massive; the trained models they read reach 100,000 in a few "
     "channels of a few tokens and work. A million is ten times that: squared it is 2^40 times a usual value, so that "
     "in a norm's float32 sum of squares nothing else counts. Half of the energy: single channels that hold it are "
-    "known of GPT-2, RoBERTa and XLNet. At random weights the largest of a million values is 7 times the median.",
+    "known of GPT-2, RoBERTa and XLNet. At random weights the largest of a million values is 7 times the median. "
+    "Where the median is 0, as behind a ReLU, the ratio says nothing.",
     why="A norm divides every other channel by the one that is massive, and low precision rounds them away: formats of "
     "8 bits cannot hold both, float16 overflows.",
     advice=(
@@ -170,6 +172,10 @@ NUM608 = Rule(
         example(
             "a stream at initialisation",
             at("layers.2:residual.block", residual_absmax_ratio=6.5, top_channel_share=0.03),
+        ),
+        example(
+            "a block that ends in a ReLU: more than half of it is 0",
+            at("stages.1:residual.block", residual_absmax_ratio=math.inf, top_channel_share=0.2),
         ),
     ),
     judge=_judge_massive,

@@ -9,7 +9,7 @@ from ..schema import Evidence, Site
 from ._examples import Place, at, example
 from ._measurements import Measurements
 from ._rule import Bounds, Case, Need, Rule
-from ._training import has_learned, rates, settled
+from ._training import is_fresh, rates, settled
 
 _FEWEST = 4  # linear maps
 
@@ -61,7 +61,7 @@ def _judge_small(measurements: Measurements, sites: tuple[Site, ...], bounds: Bo
     largest = {site: max(ratio for _, ratio in _ratios(measurements, site)) for site in judged}
     ordered = sorted(judged, key=lambda site: largest[site])
     ratio = largest[ordered[3 * len(ordered) // 4]]
-    fresh = has_learned(measurements) is False
+    fresh = is_fresh(measurements)
     bound = bounds["fresh"] if fresh else bounds["any"]
     if ratio < bound:
         at_this_rate = "for ever" if ratio == 0 else f"{1 / ratio:.1g} steps"
@@ -104,13 +104,16 @@ _UPDATED = (
 )
 
 
-def _steps(*ratios: float, rate: float = 1e-3, planned: float | None = None, maps: int = 4) -> list[Place]:
+def _steps(
+    *ratios: float, rate: float = 1e-3, planned: float | None = None, maps: int = 4, unevenness: float = 1.0
+) -> list[Place]:
     """Linear maps with these update ratios at steps 0, 10, 20, ..."""
     return [
         at(
             f"layers.{place}.mlp.up.weight:parameter.parameter",
             step=10 * step,
             gain=0.6,
+            unevenness=unevenness,
             update={
                 "update_ratio": ratio,
                 "learning_rate": rate,
@@ -128,6 +131,7 @@ def _member(path: str, *, held: bool, ratio: float) -> Place:
     )
 
 
+_NEW_HEAD = at("score:head.softmax", loss=0.71, classes=2.0)
 _GUESSING = at("lm_head:head.softmax", loss=5.7, classes=256.0)
 
 RUN804 = Rule(
@@ -214,8 +218,9 @@ RUN805 = Rule(
     bounds={"any": 1e-6, "fresh": 1e-4},
     bound="three quarters of at least 4 maps below 1e-6, over at least 3 measured steps and once the learning rate no "
     "longer rises: even if all steps point the same way, a map then needs a million of them to change by as much as "
-    "it is. Gentle fine-tuning (Adam at 5e-7) has about 5e-6. A model whose loss is still that of guessing has to "
-    "build its maps: there the bound is 1e-4, ten thousand steps; AdamW at 1e-4 has 1e-3 and more.",
+    "it is. Gentle fine-tuning (Adam at 5e-7) has about 5e-6. A fresh model, whose loss is that of guessing and whose "
+    "maps are as even as draws (a trained body under a new head has uneven ones), has to build its maps: there the "
+    "bound is 1e-4, ten thousand steps; AdamW at 1e-4 has 1e-3 and more.",
     why="The run costs what a run costs, and the model stays where it is.",
     advice=(
         "Raise the learning rate: to 1e-3 for Adam on a small model, 3e-4 on a large one.",
@@ -230,6 +235,7 @@ RUN805 = Rule(
     ),
     silent=(
         example("fine-tuning at 5e-7", *_steps(2e-5, 6e-6, 5e-6, rate=5e-7)),
+        example("Adam at 1e-6 on a trained body with a new head", *_steps(5e-5, 3e-5, 2e-5, unevenness=8.0), _NEW_HEAD),
         example("the first steps of a warm-up", *_steps(1e-6, 2e-6, 3e-6, rate=1e-7, planned=1e-3), _GUESSING),
         example("the end of a schedule", *_steps(1e-3, 1e-4, 0.0)),
     ),

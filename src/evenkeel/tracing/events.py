@@ -167,9 +167,10 @@ class ExponentialEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientEvent:
-    """The loss's gradient with respect to the output of a block or a module."""
+    """The loss's gradient with respect to the output of a block or a module; of a block also that output."""
 
     gradient: Tensor
+    output: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,8 +186,9 @@ class ParameterEvent:
 
     Each may come in an event of its own; a weight that was handed on with its gradient does not come again.
     width: sqrt(inputs * outputs) of a linear map, 0 for what is none. changed: (2,), how many of the elements with a
-    gradient other than 0 the step gave another value, and how many there are. optimized: whether the optimizer, or one
-    of several, holds it; learning_rate: that of its group, planned_rate: the one its schedule starts from or leads to.
+    gradient other than 0 the step gave another value, and how many there are; moved: the same of a sample, since the
+    run's first measured step. optimized: whether the optimizer, or one of several, holds it; learning_rate: that of its
+    group, planned_rate: the one its schedule starts from or leads to.
     """
 
     weight: Tensor | None = None
@@ -194,6 +196,7 @@ class ParameterEvent:
     update: Tensor | None = None
     width: float = 0.0
     changed: Tensor | None = None
+    moved: Tensor | None = None
     optimized: bool | None = None
     learning_rate: Tensor | None = None
     planned_rate: Tensor | None = None

@@ -244,10 +244,11 @@ class Tracer(TorchFunctionMode):
     def _hook(self, site: Site, output: Tensor) -> None:
         if output.requires_grad:
             self._hooked.add(site.id)
+            kept = output.detach() if site.kind == "residual" else None  # the next block keeps it as well
 
             def see(gradient: Tensor | None) -> None:
                 if gradient is not None:
-                    self._trace.emit(site, GradientEvent(gradient=gradient.detach()))
+                    self._trace.emit(site, GradientEvent(gradient=gradient.detach(), output=kept))
 
             self._gradient_handles.append(before_others(output, see))
 
