@@ -88,6 +88,13 @@ def test_a_rule_that_could_not_judge_says_what_it_lacked(stats: dict[str, Any], 
     assert all(not item.reason for item in statuses if item.status != "not_measured")
 
 
+def test_rules_about_steps_have_nothing_to_judge_where_no_step_was_taken():
+    maps = [at(f"layers.{n}.up.weight:parameter.parameter", gain=0.6, elements=64.0) for n in range(4)]
+    assert {outcome(code, example("inspected", *maps)) for code in ("RUN804", "RUN805", "RUN806")} == {"not_applicable"}
+    moved = at("layers.4.up.weight:parameter.parameter", gain=0.6, update={"update_ratio": 1e-3})
+    assert outcome("RUN804", example("a run that tells no learning rate", moved)) == "not_measured"
+
+
 def test_a_site_is_judged_by_its_latest_reading():
     early, late = (
         at("layers.0.attn:attention.softmax", step=step, max_logit=value) for step, value in ((0, 500.0), (50, 9.0))

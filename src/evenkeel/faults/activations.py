@@ -126,7 +126,7 @@ FAULTS = (
             f"Every block's feed-forward has a {op} between its maps and no residual branch around it.",
             _plain_stack,
             "ARC702",
-            ("ARC704", "GRD502", "NUM606", "ATT302", "OUT401", "OUT403"),
+            ("ARC704", "GRD502", "NUM606", "ATT302", "OUT401", "OUT402", "OUT403"),
             "gelu",
         )
         for op in ("sigmoid", "tanh")

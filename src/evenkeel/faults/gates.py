@@ -60,7 +60,7 @@ FAULTS = (
         story="The map into the gate of some blocks has a bias so far down that the gate lets nothing through.",
         source="Shazeer 2020, GLU Variants Improve Transformer, for what a gate is to do",
         codes=("GLU201",),
-        may=("ACT101", "ACT102", "GRD503"),
+        may=("ACT101", "ACT102", "GRD503", "OUT402", "OUT403"),
         inject=_closed,
     ),
     Fault(
@@ -68,7 +68,7 @@ FAULTS = (
         story="The map into the gate of some blocks has a bias so far up that the gate is a constant.",
         source="a forget gate's bias of 1 taken too far; Jozefowicz et al. 2015",
         codes=("GLU202", "GLU201"),
-        may=("ACT101", "ACT102", "ACT103", "NUM602", "NUM607"),
+        may=("ACT101", "ACT102", "ACT103", "NUM602", "NUM607", "OUT402", "OUT403"),
         inject=_open,
     ),
     Fault(
@@ -76,7 +76,7 @@ FAULTS = (
         story="The router of some mixtures is 0, so ties send every token to the same experts.",
         source="Shazeer et al. 2017, Outrageously Large Neural Networks, section 4; Fedus et al. 2022",
         codes=("GLU203",),
-        may=("ACT102", "GLU201"),
+        may=("ACT102", "GLU201", "OUT402", "OUT403"),
         inject=_router_collapsed,
     ),
 )

@@ -121,7 +121,7 @@ FAULTS = (
         story="A bias that was meant for one head pins every head of some layers to the first key.",
         source="Xiao et al. 2024, Efficient Streaming Language Models with Attention Sinks, for what is usual",
         codes=("ATT305",),
-        may=("ATT303", "GRD501", "OUT403"),
+        may=("ATT303", "GRD501", "OUT402", "OUT403"),
         inject=_sinks,
     ),
     Fault(
@@ -129,7 +129,7 @@ FAULTS = (
         story="The causal mask starts one diagonal too low, so that a token does not see itself and the first nothing.",
         source="torch.tril(mask, -1) for torch.tril(mask)",
         codes=("ATT306",),
-        may=("NUM601", "OUT403", "OUT406"),
+        may=("NUM601", "OUT402", "OUT403", "OUT406"),
         inject=_masked_row,
     ),
     Fault(

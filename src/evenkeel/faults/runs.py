@@ -167,7 +167,7 @@ FAULTS = (
         story="Queries and keys are trained at a hundred times the rate of the rest, until attention is one-hot.",
         source="Zhai et al. 2023, Stabilizing Transformer Training by Preventing Attention Entropy Collapse",
         codes=("ATT301", "ATT303"),
-        may=("RUN801", "RUN802", "RUN803", "RUN804", "ATT304", "GRD501", "GRD502", "OUT403", "NUM609"),
+        may=("RUN801", "RUN802", "RUN803", "RUN804", "ATT304", "GRD501", "GRD502", "OUT402", "OUT403", "NUM609"),
         train=_collapsing,
         remedy=Change("attention.qk_norm", True),
     ),

@@ -66,7 +66,7 @@ FAULTS = (
             story=f"A hand-written softmax in {name} leaves out the maximum, and its scores are large.",
             source="exp(s) / sum(exp(s)); Milakov and Gimelshein 2018, Online Normalizer Calculation for Softmax",
             codes=("NUM603",),
-            may=("NUM601", "NUM602", "ATT301", "ATT303", "ATT304", "GRD501", "GRD502", "OUT403"),
+            may=("NUM601", "NUM602", "ATT301", "ATT303", "ATT304", "GRD501", "GRD502", "OUT402", "OUT403"),
             inject=partial(_naive, dtype),
         )
         for name, dtype in _SHORT.items()
@@ -76,7 +76,7 @@ FAULTS = (
         story="Attention by hand multiplies queries and keys in float16 before it scales them, and they overflow.",
         source="65,504 is float16's largest number; GPT-J computes its scores in float32 for it",
         codes=("NUM601",),
-        may=("NUM602", "ATT301", "ATT303", "ATT304", "GRD501", "GRD502", "OUT403", "ATT306"),
+        may=("NUM602", "ATT301", "ATT303", "ATT304", "GRD501", "GRD502", "OUT402", "OUT403", "ATT306"),
         inject=_half_scores,
     ),
 )

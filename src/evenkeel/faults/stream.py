@@ -114,7 +114,7 @@ def _removed(part: str) -> Fault:
         story=f"The {'attention' if part == 'attention' else 'feed-forward'} of some blocks lost its residual branch.",
         source="He et al. 2016, Deep Residual Learning; Dong et al. 2021, Attention Is Not All You Need",
         codes=("ARC704",),
-        may=("GRD501", "GRD502", "OUT401", "OUT403", "NUM606", "ATT302", "ACT102"),
+        may=("GRD501", "GRD502", "OUT401", "OUT402", "OUT403", "NUM606", "ATT302", "ACT102"),
         inject=partial(_without_residual, axis),
         remedy=Change(axis, True),
     )
@@ -128,7 +128,7 @@ FAULTS = (
         story="Every block's output is multiplied by a number above 1, so the stream grows geometrically with depth.",
         source="Zhang et al. 2019, Fixup Initialization: without a norm the variance grows exponentially",
         codes=("NUM607",),
-        may=("GRD501", "GRD502", "NUM602", "NUM606", "OUT401", "OUT403"),
+        may=("GRD501", "GRD502", "NUM602", "NUM606", "OUT401", "OUT402", "OUT403"),
         inject=_growing,
     ),
     Fault(
@@ -136,7 +136,7 @@ FAULTS = (
         story="One channel of the stream is millions of times larger than the others, which norms then divide by it.",
         source="Sun et al. 2024, Massive Activations in Large Language Models: healthy ones reach 1e5 times the median",
         codes=("NUM608",),
-        may=("NUM602", "NUM605", "ATT301", "ATT302", "ATT303", "GRD501", "GRD502", "OUT403"),
+        may=("NUM602", "NUM605", "ATT301", "ATT302", "ATT303", "ATT304", "GRD501", "GRD502", "OUT402", "OUT403"),
         inject=_massive_channel,
     ),
     Fault(
@@ -144,7 +144,7 @@ FAULTS = (
         story="The gain of a norm is 0, so the branch behind it gets nothing.",
         source="a gain initialised to 0 that was meant as an offset from 1, as in Gemma",
         codes=("NUM604",),
-        may=("GRD501", "ATT302", "ACT101", "ACT103", "GLU201", "GLU202", "GRD503", "OUT403"),
+        may=("GRD501", "ATT302", "ACT101", "ACT103", "GLU201", "GLU202", "GRD503", "OUT402", "OUT403"),
         inject=partial(_gain, 0.0, 0.0),
     ),
     Fault(
@@ -152,7 +152,19 @@ FAULTS = (
         story="The gain of a norm is hundreds of times too large.",
         source="a gain stored as 1 + w and read as w, or grown without weight decay; Gemma's offset",
         codes=("NUM605",),
-        may=("ACT101", "ATT301", "ATT303", "ATT304", "GRD501", "GRD502", "NUM602", "NUM607", "OUT401", "OUT403"),
+        may=(
+            "ACT101",
+            "ATT301",
+            "ATT303",
+            "ATT304",
+            "GRD501",
+            "GRD502",
+            "NUM602",
+            "NUM607",
+            "OUT401",
+            "OUT402",
+            "OUT403",
+        ),
         inject=partial(_gain, 300.0, 3000.0),
     ),
     Fault(
@@ -160,7 +172,7 @@ FAULTS = (
         story="The epsilon of some norms is 1e6 or so, where 1e-6 was meant.",
         source="x / √(mean x² + ε) with ε far above mean x² is x times a small constant",
         codes=("NUM606",),
-        may=("NUM604", "ATT302", "GLU201", "GLU202", "GRD501", "OUT403"),
+        may=("NUM604", "ATT302", "GLU201", "GLU202", "GRD501", "OUT402", "OUT403"),
         inject=_epsilon,
     ),
 )

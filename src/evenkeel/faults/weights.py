@@ -72,7 +72,7 @@ def _wrong_size(name: str, story: str, low: float, high: float, may: tuple[str, 
         story=story,
         source="He et al. 2015, Delving Deep into Rectifiers; Glorot and Bengio 2010",
         codes=("NUM609",),
-        may=("GRD501", "GRD502", "OUT401", "OUT403", *may),
+        may=("GRD501", "GRD502", "OUT401", "OUT402", "OUT403", *may),
         inject=partial(_init, low, high),
     )
 

@@ -14,7 +14,7 @@ from ..schema import SiteKind
 from ..tracing.events import Event, ParameterEvent
 from ._protocol import Stat
 
-_MOST_ELEMENTS = 2**18
+_MOST_ELEMENTS = 2**16
 _FEWEST_ROWS = 8
 
 
@@ -26,7 +26,7 @@ class ParameterInstrument:
     weights change the size of what they are applied to, forward and backward taken together.
     And unevenness: how many times more the mean squares of its rows, or of its columns, vary than those of independent
     draws from the same distribution would: about 1 as drawn, 0 where they are equal by construction, far above once
-    a map has learned. Of an even sample of rows, at most 2^18 elements; of maps with 8 rows and columns or more.
+    a map has learned. Of an even sample of rows, about 2^16 elements; of maps with 8 rows and columns or more.
     Of optimizers: in_optimizer, 1 where one holds the parameter and 0 where none does; its learning_rate, and
     planned_learning_rate, the largest of it and those that its scheduler has set down; and changed_share, of the
     elements that have a gradient the share that a step gave another value (16-bit weights only). moved_share: of a
@@ -131,7 +131,7 @@ class ParameterInstrument:
 def _unevenness(weight: Tensor) -> Tensor | None:
     """The variance of the rows' mean squares, or of the columns', over that of draws from all its elements."""
     rows = weight.reshape(len(weight), -1) if weight.dim() > 3 else weight.reshape(-1, weight.shape[-1])
-    rows = rows[:: -(-rows.numel() // _MOST_ELEMENTS)]
+    rows = rows[:: max(1, min(-(-rows.numel() // _MOST_ELEMENTS), len(rows) // _FEWEST_ROWS))]
     count, width = rows.shape
     if min(count, width) < _FEWEST_ROWS:
         return None

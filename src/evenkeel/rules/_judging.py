@@ -87,9 +87,9 @@ def apply(
             return (), "not_applicable"
         found = _findings(rule, measurements, (), override)
         return found, "fail" if found else "pass"
-    concerned = [site for kind in rule.kinds for site in measurements.of_kind(kind) if rule.applies(site)]
-    if not concerned:
-        return (), "not_applicable"
+    concerned = _concerned(rule, measurements)
+    if not concerned or not (measurements.has_updates or all(need.phase != "update" for need in rule.needs)):
+        return (), "not_applicable"  # an inspection takes no steps
     met = [site for site in concerned if _read(rule, measurements, site)]
     sound = tuple(site for site in met if not _has_nan(rule, measurements, site))
     found = _findings(rule, measurements, sound, override) if sound else ()
@@ -107,23 +107,29 @@ def _read(rule: Rule, measurements: Measurements, site: Site) -> bool:
     return True
 
 
+def _concerned(rule: Rule, measurements: Measurements) -> list[Site]:
+    return [site for kind in rule.kinds for site in measurements.of_kind(kind) if rule.applies(site)]
+
+
 def _lacking(rule: Rule, measurements: Measurements) -> str:
-    """What kept a rule from judging the first site it is about that it could not judge."""
-    concerned = (site for kind in rule.kinds for site in measurements.of_kind(kind) if rule.applies(site))
-    return next((reason for site in concerned if (reason := _lacking_at(rule, measurements, site))), "")
+    """What kept a rule from judging a site, of those it is about the one at which the fewest of its needs lack."""
+    lacking = [_lacking_at(rule, measurements, site) for site in _concerned(rule, measurements)]
+    return min(filter(None, lacking), key=len, default=("",))[0]
 
 
-def _lacking_at(rule: Rule, measurements: Measurements, site: Site) -> str:
+def _lacking_at(rule: Rule, measurements: Measurements, site: Site) -> tuple[str, ...]:
     place = clean_name(site.path) or "the model"
+    found = []
     for need in rule.needs:
         values = measurements.values(site, need.stat, need.phase)
         if not values:
-            return f"no {need.stat} was read at {place}"
-        if need.at_least is not None and min(values) < need.at_least:
-            return f"{need.stat} is {min(values):,.0f} at {place}, too few to judge by; it takes {need.at_least:,.0f}"
-        if any(map(math.isnan, values)):
-            return f"{need.stat} is NaN at {place}"
-    return ""
+            found.append(f"no {need.stat} was read at {place}")
+        elif need.at_least is not None and min(values) < need.at_least:
+            few = f"{need.stat} is {min(values):,.0f} at {place}"
+            found.append(f"{few}, too few to judge by; it takes {need.at_least:,.0f}")
+        elif any(map(math.isnan, values)):
+            found.append(f"{need.stat} is NaN at {place}")
+    return tuple(found)
 
 
 def _has_nan(rule: Rule, measurements: Measurements, site: Site) -> bool:

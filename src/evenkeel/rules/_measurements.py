@@ -30,6 +30,11 @@ class Measurements:
             found[reading.site, reading.stat, reading.phase][reading.step] = reading
         return found
 
+    @cached_property
+    def has_updates(self) -> bool:
+        """Whether anything was read of optimizer steps."""
+        return any(phase == "update" for _, _, phase in self._by_key)
+
     def of_kind(self, kind: SiteKind) -> tuple[Site, ...]:
         """The sites of one kind, in execution order."""
         return tuple(site for site in self.sites if site.kind == kind)
