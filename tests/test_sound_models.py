@@ -119,6 +119,11 @@ def test_an_encoder_may_read_what_its_decoder_is_to_write() -> None:
     assert "OUT406" not in alarms(ek.inspect(AutoEncoder(), [{"input_ids": IDS}]))
 
 
+@pytest.mark.parametrize("source", [IDS, IDS.flip(0)])
+def test_a_decoder_without_its_mask_is_found_whatever_its_encoder_reads(source: Tensor) -> None:
+    assert "OUT406" in alarms(ek.inspect(Copier(masked=False), [{"source": source, "target": IDS}]))
+
+
 # --- updates that register although few elements change in a step --------------------------------------------------
 
 

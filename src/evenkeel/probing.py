@@ -3,8 +3,8 @@
 Asked are models whose head is judged by the next tokens of their own input, and no others. In two passes over the same
 two sequences, later tokens of the first are different; the second stays as it is, so that what moves there is rounding
 (a mixture's experts and dynamic quantisation compute other batches in other ways). A decoder's encoder may see all of
-its input, also where that holds the same tokens: models whose queries meet other numbers of keys are not asked, and
-inputs that hold the same tokens are changed one by one.
+its input, also where that holds the same tokens: inputs that hold the same are changed one by one, and models with one
+input, some of whose queries meet other numbers of keys, are not asked.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def probe(structure: Structure, batch: Any, run: Run, observe: Observe) -> None:
     pair = _mapped(batch, ids[0].shape[0], lambda item: item[[0, min(1, len(item) - 1)]])
     before = _Seen(structure, pair, run)
     own = [item for item in tensors_in(_parts(pair)) if _holds_tokens(item) and before.is_judged_by_next(item)]
-    if not own or before.judged is None or before.head is None or before.reads_others:
+    if not own or before.judged is None or before.head is None or (before.reads_others and len(ids) == 1):
         return
     judged = before.judged & _real(pair, before.judged)
     places = judged[0].nonzero().flatten()
@@ -92,7 +92,7 @@ class _Seen:
         self.values: dict[Site, Tensor] = {}
         self.head: Site | None = None
         self.judged: Tensor | None = None
-        self.reads_others = False  # queries of one number of tokens, keys of another: a decoder and its encoder
+        self._as_many: set[bool] = set()  # keys as queries, in each attention
         torch.manual_seed(0)  # a model that draws numbers even now draws the same each time
         with torch.no_grad(), Tracer(structure, self._observe) as tracer:
             run(structure.model, batch)
@@ -106,12 +106,17 @@ class _Seen:
             self._logits.append((site, event.logits[:, ::step].float()))
             self._targets.append(torch.where(event.targets == event.ignore_index, -1, event.targets))
         elif isinstance(event, AttentionEvent) and event.query is not None and event.key is not None:
-            self.reads_others |= event.query.shape[2] != event.key.shape[2]
+            self._as_many.add(event.query.shape[2] == event.key.shape[2])
         elif isinstance(event, OutputEvent) and site.kind == "residual" and event.output.dim() == 3:
             output = event.output
             if output.shape[:2] == (2, self._length) and site not in self.values:
                 step = -(-output.numel() // _MOST_VALUES)
                 self.values[site] = output[..., ::step].float()
+
+    @property
+    def reads_others(self) -> bool:
+        """Whether some queries meet as many keys and others do not: a decoder reads its encoder, a prefix is in all."""
+        return len(self._as_many) == 2
 
     def _take_head(self) -> None:
         """Rows of a head are positions of two sequences, perhaps without the last one."""
