@@ -122,9 +122,9 @@ class ResidualInstrument:
 def _across(gradient: Tensor, output: Tensor) -> Tensor:
     """The sum of squares of the gradient's part that is orthogonal to each token's output."""
     g, x = widened(gradient), widened(output)
-    energy = torch.linalg.vecdot(x, x)
-    along = torch.linalg.vecdot(g, x) / torch.where(energy > 0, energy, 1)
-    return sizes(torch.addcmul(g, along.unsqueeze(-1), x, value=-1))[0]
+    energy = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square()
+    along = (g * x).sum(-1, keepdim=True) / torch.where(energy > 0, energy, 1)
+    return torch.linalg.vector_norm(g - along * x, dtype=torch.float64).square()
 
 
 def _tokens(x: Tensor) -> Tensor:
