@@ -269,6 +269,78 @@ def test_dead_channels_in_a_model_that_works_are_an_alarm_only_beyond_what_worki
     assert [dead(share, 5.6) for share in (0.6, 0.8, 1.0)] == ["warning", "warning", "error"]
 
 
+def test_what_is_left_of_a_solved_task_is_no_alarm():
+    def severity(code: str, *, loss: float, logged: float, spread: float = 1.0) -> list[str]:
+        blocks = [
+            at(f"layers.{n}:residual.block", residual_rms=1.0, backward={"gradient_rms": size})
+            for n, size in enumerate((1e-6 * spread, 1e-3, 1.0))
+        ]
+        head = at("score:head.softmax", loss=loss, classes=2.0)
+        log = (*run(*[loss, 1.05 * loss] * 10, jumps={}), StepLog(step=20, loss=logged, jump=50.0))
+        return [item.severity for item in apply(RULES[code], example("solved", *blocks, head, log=log).measurements)[0]]
+
+    assert severity("GRD501", loss=0.5, logged=0.6) == ["warning"]
+    assert severity("GRD501", loss=0.02, logged=0.6) == ["info"]
+    assert severity("GRD501", loss=0.02, logged=0.6, spread=0.0)[0] == "error"  # exactly 0 is a cut, whatever the loss
+    assert severity("RUN801", loss=0.02, logged=0.06) == ["info"]
+    assert severity("RUN801", loss=0.02, logged=0.6) == ["warning"]
+    scaled = (*run(*[0.1, 0.11] * 10, jumps={}), StepLog(step=20, loss=0.06, jump=50.0))
+    other = example("a loss divided by 16", at("score:head.softmax", loss=1.6, classes=50_257.0), log=scaled)
+    assert only("RUN801", other).severity == "warning"
+
+
+def test_large_logits_of_a_model_that_works_are_worth_knowing_up_to_what_models_had_without_clipping():
+    def severity(height: float, loss: float = 2.4) -> str:
+        attention = at("layers.0.attn:attention.softmax", max_logit=height, max_logit_rise=height)
+        return only("ATT303", example("one", attention, at("h:head.softmax", loss=loss, classes=256.0))).severity
+
+    assert [severity(height) for height in (300.0, 3000.0, 30_000.0)] == ["info", "warning", "error"]
+    assert severity(300.0, loss=5.5) == "warning"
+
+
+def test_what_alibi_adds_is_no_rise_above_a_row():
+    finding = only("ATT303", example("old", at("a:attention.softmax", max_logit=1000.0, added_max=110.0)))
+    assert finding.evidence[0].stat == "max_logit" and finding.evidence[0].value == 890.0
+    assert "mean of its row" not in finding.message
+
+
+def test_a_gate_that_both_factors_close_never_opens():
+    def severity(*, gradient: float, steps: tuple[int, ...] = (0,)) -> str:
+        stats = {"product_absmax": 0.0, "dead_channel_share": 1.0, "selectivity": 0.0, "tokens": 4096.0}
+        places = [
+            place
+            for step in steps
+            for place in (
+                at("a.mlp:gate.swiglu", step=step, **stats),
+                at("a.mlp.act:activation.silu", step=step, zero_gradient_share=0.0),
+                at("a.mlp.up.weight:parameter.parameter", step=step, backward={"gradient_rms": gradient}),
+                at("h:head.softmax", step=step, loss=5.6, classes=256.0),
+            )
+        ]
+        return only("GLU201", example("zeros", *places)).severity
+
+    assert severity(gradient=1e-3) == "info" and severity(gradient=0.0) == "error"
+    assert severity(gradient=1e-3, steps=(0, 500)) == "error"  # it had its time
+
+
+@pytest.mark.parametrize(
+    ("moved", "outcome_"), [({50: 0.8}, "pass"), ({50: 0.1, 2000: 0.6}, "fail"), ({2000: 0.6}, "fail")]
+)
+def test_only_a_short_stretch_shows_that_rounding_loses_nothing(moved: dict[int, float], outcome_: str):
+    """Of rare large updates thousands of steps carry most elements once, though nearly all are lost."""
+    update = {"changed_share": 0.05, "learning_rate": 1e-5, "planned_learning_rate": 1e-5}
+    places = [
+        at(
+            "a.weight:parameter.parameter",
+            step=step,
+            gain=1.0,
+            update=update | ({"moved_share": moved[step]} if step in moved else {}),
+        )
+        for step in (0, 50, 100, 2000)
+    ]
+    assert outcome("NUM610", example("bf16", *places, dtype="bfloat16")) == outcome_
+
+
 # --- spikes ------------------------------------------------------------------------------------------------------
 
 

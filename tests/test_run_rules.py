@@ -59,6 +59,8 @@ def test_a_gradient_jump_by_itself_is_only_worth_knowing_once_the_run_has_gone_o
     norms[40] = 12.0
     (alone,), (just_now,) = (found("RUN802", *logged(np.full(end, 2.0), norms[:end])) for end in (120, 50))
     assert (alone.severity, just_now.severity) == ("info", "warning")
+    skipped = logged(np.full(120, 2.0), [*norms[:41], np.inf, *norms[42:]])
+    assert found("RUN802", *skipped)[0].severity == "warning"  # a step that was left out is no calm
     norms[41:50] = 14.0
     (lasting,) = found("RUN802", *logged(np.full(120, 2.0), norms))
     assert lasting.severity == "warning"

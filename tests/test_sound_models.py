@@ -193,3 +193,98 @@ def test_batch_norms_without_statistics_use_those_of_the_batch_and_keep_none() -
     for norm in (item for item in net if isinstance(item, nn.BatchNorm1d)):
         kept = {name: float(item.float().mean()) for name, item in norm.named_buffers()}
         assert kept == {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
+
+
+def test_batch_norms_keep_statistics_that_a_count_does_not_tell_of() -> None:
+    """Converted checkpoints count no batches; a norm may be called by keyword."""
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.norm(input=x))
+
+    net, x, seen = Named().eval(), torch.randn(16, 8, 9), list[Tensor]()
+    net.norm.register_forward_hook(lambda _, __, output: seen.append(output.detach()))
+    ek.inspect(net, [x])
+    assert float(seen[-1].std()) == pytest.approx(1, abs=0.01)
+    assert net.norm.running_mean is not None and net.norm.running_var is not None
+    net.norm.running_mean.fill_(3)
+    net.norm.running_var.fill_(9)
+    ek.inspect(net, [x])
+    torch.testing.assert_close(seen[-1], (x - 3) / (9 + net.norm.eps) ** 0.5)
+
+
+def test_an_empty_matrix_of_16_bits_takes_its_steps() -> None:
+    net = nn.Linear(4, 0).bfloat16()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with ek.watch(net, optimizer=optimizer, every=1) as watch:
+        for _ in range(2):
+            with watch.step():
+                net(torch.ones(2, 4, dtype=torch.bfloat16)).sum().backward()
+                optimizer.step()
+
+
+@pytest.mark.parametrize("join", [torch.cat, torch.stack])
+def test_logits_that_were_in_16_bits_stay_coarse(join) -> None:
+    """A head in chunks, whose logits are put together and cast up for the loss."""
+
+    class Chunks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(64, 8).bfloat16(), nn.Linear(8, 64).bfloat16()
+
+        def forward(self, input_ids: Tensor) -> Answer:
+            logits = join([self.head(self.embedding(part)) for part in input_ids.chunk(2)])
+            return answer(logits.float().reshape(*input_ids.shape, 64), input_ids)
+
+    readings = ek.inspect(Chunks(), [{"input_ids": IDS}]).readings
+    assert [item.values for item in readings if item.stat == "logit_epsilon"] == [(2.0**-7,)]
+
+
+class Normed(nn.Module):
+    """Blocks that end in a norm, with the sum written over their input or not."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.in_place = in_place
+        self.embedding, self.head = nn.Embedding(64, 16), nn.Linear(16, 64)
+        self.blocks = nn.ModuleList(
+            [nn.ModuleDict({"map": nn.Linear(16, 16), "norm": nn.LayerNorm(16)}) for _ in range(3)]
+        )
+        for number, block in enumerate(self.blocks):
+            block.forward = lambda x, block=block, last=number == 2: self.block(block, x, last)
+
+    def block(self, parts: nn.Module, x: Tensor, last: bool) -> Tensor:
+        assert isinstance(parts, nn.ModuleDict)
+        added = torch.tanh(parts["map"](x.clone()))  # what a map keeps for its gradient is not written over
+        if self.in_place:
+            return x.add_(added)
+        return parts["norm"](x + added) if last else x + added
+
+    def forward(self, input_ids: Tensor) -> Answer:
+        x = self.embedding(input_ids).clone()
+        for block in self.blocks:
+            x = block(x)
+        self.last = x
+        return answer(self.head(x), input_ids)
+
+
+def test_the_gradient_across_an_output_is_that_of_a_real_backward_pass() -> None:
+    net = Normed(in_place=False)
+    readings = ek.inspect(net, [{"input_ids": IDS}]).readings
+    (found,) = [item.values[0] for item in readings if item.stat == "gradient_across_rms" and "blocks.2" in item.site]
+    loss = net(IDS)["loss"]
+    (gradient,) = torch.autograd.grad(loss, net.last)
+    g, x = gradient.double(), net.last.double()
+    across = g - (g * x).sum(-1, keepdim=True) / (x * x).sum(-1, keepdim=True) * x
+    assert found == pytest.approx(float(across.square().mean().sqrt()), rel=1e-5)
+
+
+def test_an_output_that_was_written_over_has_no_gradient_across_it() -> None:
+    diagnosis = ek.inspect(Normed(in_place=True), [{"input_ids": IDS}])
+    across = {item.site for item in diagnosis.readings if item.stat == "gradient_across_rms"}
+    assert across == {"blocks.2:residual.block"}  # the last, behind which nobody writes

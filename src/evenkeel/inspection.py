@@ -163,13 +163,9 @@ def _normed_by_batches(model: nn.Module) -> Iterator[None]:
 
     With the 0 and 1 that they start with they are no norms at all, and the signal of a sound model dies out.
     """
-    unused = [
-        module
-        for module in model.modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats and module.num_batches_tracked == 0
-    ]
+    unused = [module for module in model.modules() if isinstance(module, _BatchNorm) and _has_seen_none(module)]
     buffers = [(buffer, buffer.clone()) for module in unused for buffer in module.buffers(recurse=False)]
-    hooks = [module.register_forward_pre_hook(_by_its_batch) for module in unused]
+    hooks = [module.register_forward_pre_hook(_by_its_batch, with_kwargs=True) for module in unused]
     try:
         yield
     finally:
@@ -179,5 +175,12 @@ def _normed_by_batches(model: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def _by_its_batch(module: nn.Module, given: tuple[Any, ...]) -> None:
-    module.training = given[0].numel() > given[0].shape[1]  # one value in each channel has no spread
+def _has_seen_none(norm: _BatchNorm) -> bool:
+    """Whether its statistics are those it was made with; converted checkpoints have others, and a count of 0."""
+    mean, variance = norm.running_mean, norm.running_var
+    return mean is not None and variance is not None and not mean.any() and bool((variance == 1).all())
+
+
+def _by_its_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    given = next(iter(tensors_in((args, kwargs))))
+    module.training = given.numel() > given.shape[1]  # one value in each channel has no spread

@@ -252,7 +252,7 @@ class _Parameters:
         gradient = parameter.grad
         if parameter.dtype not in _SHORT or gradient is None or gradient.is_sparse:
             return None
-        every = -(-_own(parameter).numel() // _SAMPLE)
+        every = max(1, -(-_own(parameter).numel() // _SAMPLE))
         values, live = (_own(item).reshape(-1)[::every] for item in (parameter, gradient))
         before = self._samples.get(name)
         if before is None or before.shape != values.shape:

@@ -108,6 +108,10 @@ class Site:
         return cls(**_known(cls, data))
 
 
+RUN = Site(path="", kind="run", op="training")
+"""The run as a whole, where no module is to blame."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """Finished numbers of a site at a step; `site` is a site's id, `axis` names what `values` runs over."""

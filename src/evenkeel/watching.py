@@ -21,8 +21,7 @@ from .diagnosis import Diagnosis, judge
 from .errors import UsageError
 from .measuring import Measurement, measure
 from .records import Record
-from .rules.run import RUN
-from .schema import DataInfo, ModelInfo, Reading, StepLog, clean_name
+from .schema import RUN, DataInfo, ModelInfo, Reading, StepLog, clean_name
 from .settings import Settings
 from .tracing.provenance import tensors_in
 from .tracing.structure import Structure

@@ -80,7 +80,7 @@ class ParameterInstrument:
         if event.changed is not None:
             self._count(event.changed)
         if event.moved is not None:
-            self._moved = event.moved  # since the same step, so the latest says it all
+            self._moved = event.moved.clone()  # since the same step, so the latest says it all
         if event.optimized is not None:
             self._optimizer[self.IN_OPTIMIZER] = torch.tensor(float(event.optimized))
         if event.learning_rate is not None and event.planned_rate is not None:
@@ -141,4 +141,4 @@ def _unevenness(weight: Tensor) -> Tensor | None:
     found = [squares.mean(1).var() * width]
     if weight.dim() == 2:
         found.append(squares.mean(0).var() * count)
-    return torch.where(spread > 0, torch.stack(found).amax() / spread, 0)
+    return torch.where(spread == 0, 0, torch.stack(found).amax() / spread)

@@ -16,6 +16,7 @@ from ..tracing.events import Event, GradientEvent, OutputEvent, StreamEvent
 from ._protocol import Stat
 from ._rows import some_rows
 
+_BLOCK = 2**18  # values that are held twice at a time
 _ROUNDING = 1e-12  # of a sum of squares, what is left when its mean is taken off
 
 
@@ -121,7 +122,12 @@ class ResidualInstrument:
 
 def _across(gradient: Tensor, output: Tensor) -> Tensor:
     """The sum of squares of the gradient's part that is orthogonal to each token's output."""
-    g, x = widened(gradient), widened(output)
+    rows = max(1, _BLOCK // max(1, output.shape[-1]))
+    parts = zip(*(item.reshape(-1, item.shape[-1]).split(rows) for item in (gradient, output)), strict=True)
+    return torch.stack([_across_rows(widened(g), widened(x)) for g, x in parts]).sum()
+
+
+def _across_rows(g: Tensor, x: Tensor) -> Tensor:
     energy = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square()
     along = (g * x).sum(-1, keepdim=True) / torch.where(energy > 0, energy, 1)
     return torch.linalg.vector_norm(g - along * x, dtype=torch.float64).square()

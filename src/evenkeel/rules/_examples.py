@@ -76,3 +76,10 @@ def example(about: str, *places: Place, log: tuple[StepLog, ...] = (), dtype: st
     readings = tuple(reading for place in places for reading in place.readings)
     model = ModelInfo(class_name=MODEL.class_name, parameters=1, dtype=dtype, device="cpu")
     return Example(about, Measurements(sites, readings, log, model, DATA))
+
+
+GUESSING = at("lm_head:head.softmax", loss=5.7, classes=256.0)
+"""A head that knows nothing yet."""
+
+NEW_HEAD = at("score:head.softmax", loss=0.71, classes=2.0)
+"""Two classes, not learned yet."""

@@ -88,7 +88,7 @@ def apply(
         found = _findings(rule, measurements, (), override)
         return found, "fail" if found else "pass"
     concerned = _concerned(rule, measurements)
-    if not concerned or not (measurements.has_updates or all(need.phase != "update" for need in rule.needs)):
+    if not concerned or not (measurements.is_of_a_run or all(need.phase != "update" for need in rule.needs)):
         return (), "not_applicable"  # an inspection takes no steps
     met = [site for site in concerned if _read(rule, measurements, site)]
     sound = tuple(site for site in met if not _has_nan(rule, measurements, site))
@@ -122,7 +122,9 @@ def _lacking_at(rule: Rule, measurements: Measurements, site: Site) -> tuple[str
     found = []
     for need in rule.needs:
         values = measurements.values(site, need.stat, need.phase)
-        if not values:
+        if not values and need.phase == "update" and not measurements.has_updates:
+            found.append("no step of an optimizer was measured; give watch(..., optimizer=...) those of the run")
+        elif not values:
             found.append(f"no {need.stat} was read at {place}")
         elif need.at_least is not None and min(values) < need.at_least:
             few = f"{need.stat} is {min(values):,.0f} at {place}"

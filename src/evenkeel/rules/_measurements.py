@@ -35,6 +35,11 @@ class Measurements:
         """Whether anything was read of optimizer steps."""
         return any(phase == "update" for _, _, phase in self._by_key)
 
+    @property
+    def is_of_a_run(self) -> bool:
+        """Whether a run was watched: it logs its steps, or there are several, or an optimizer's was read."""
+        return bool(self.log) or self.has_updates or any(reading.step for reading in self.readings)
+
     def of_kind(self, kind: SiteKind) -> tuple[Site, ...]:
         """The sites of one kind, in execution order."""
         return tuple(site for site in self.sites if site.kind == kind)

@@ -1,4 +1,4 @@
-"""Which sites stand together: blocks in one stack, an activation and its gate."""
+"""Which sites stand together: blocks in one stack, what lies in a module, an activation and its gate."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ def peers(sites: Iterable[Site]) -> Mapping[str, list[Site]]:
     for site in sites:
         found[".".join("{}" if part.isdigit() else part for part in site.path.split("."))].append(site)
     return found
+
+
+def lies_in(path: str, module: str) -> bool:
+    """Whether a path is a module's or below it; everything lies in the model itself, whose path is empty."""
+    return not module or path == module or path.startswith(f"{module}.")
 
 
 def feeds(activation: Site, gate: Site) -> bool:

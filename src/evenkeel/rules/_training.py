@@ -13,6 +13,7 @@ _BETTER = 0.9  # of the loss of guessing: an untrained model with tied embedding
 _SOLVED = 0.1  # of the loss of guessing
 _GUESSED = 1.25  # of the loss of guessing: a new head's logits have a deviation of 0.6 at most, which costs 0.6^2/2
 _UNEVEN = 2.0  # draws have 1; the maps of released models 8 and more
+_SAME = 0.1  # of a loss: the last micro-batch of a measured step, beside the mean of all
 _NEARLY = 0.9  # of the planned learning rate
 
 
@@ -40,6 +41,23 @@ def is_fresh(measurements: Measurements) -> bool:
 def is_solved(measurements: Measurements, loss: float | None = None) -> bool:
     """Whether the latest loss, or the given one, is less than a tenth of that of guessing."""
     return _share_of_guessing(measurements, loss=loss) < _SOLVED
+
+
+def logs_the_head(measurements: Measurements) -> bool:
+    """Whether the logged loss is the head's own, and not divided, weighted or another one: where both were read."""
+    logged = {entry.step: entry.loss for entry in measurements.log if entry.loss is not None}
+    pairs = [
+        (logged[step], loss)
+        for head in measurements.of_kind("head")
+        for step, (loss,) in measurements.history(head, "loss")
+        if step in logged
+    ]
+    return bool(pairs) and all(abs(loss - own) <= _SAME * abs(own) for loss, own in pairs)
+
+
+def at_the_start(measurements: Measurements) -> bool:
+    """Whether a model has not learned, and nothing measured yet shows that steps were taken."""
+    return has_learned(measurements) is False and len({reading.step for reading in measurements.readings}) == 1
 
 
 def is_far_off(measurements: Measurements) -> bool:

@@ -64,7 +64,7 @@ def _judge_saturating(measurements: Measurements, sites: tuple[Site, ...], bound
             continue  # called by an attention's own module, it bounds scores or values and is no hidden layer
         if any(gate.op in _SIGMOIDAL_GATES for gate in _gates_at(measurements, site)):
             continue
-        narrow = channels < fan_in
+        narrow = channels < bounds["narrow"] * fan_in
         yield Case(
             severity="info" if narrow else "warning",
             sites=(site,),
@@ -154,12 +154,14 @@ ARC702 = Rule(
     applies=lambda site: site.op in _SATURATING,
     measures="which function a block's hidden layer applies to what its linear map gives, gates left out",
     severities=("warning", "info"),
-    severity="warning; info where the channels are fewer than those that lead into them",
+    severity="warning; info where the channels are less than an eighth of those that lead into them",
+    bounds={"narrow": 0.125},
     bound="sigmoid, tanh, hardsigmoid, hardtanh or softsign between two linear maps of a block. As gates, in routers "
     "and in recurrences they are at home; so they are in a module that is an attention and not the whole block, where "
-    "they bound what is added to its scores (Swin v2). A feed-forward's hidden layer is as wide as its input or wider "
-    "(2.3 to 8 times in released models); a narrower one makes coefficients (the tanh of Gemma 3n's AltUp) or is a "
-    "low-rank map, whose few channels are bounded on purpose.",
+    "they bound what is added to its scores (Swin v2). A feed-forward's hidden layer has 2.3 to 8 times its input's "
+    "width in released models, and that of one expert among many a fifth and more (DeepSeek-V2 and V3); what is "
+    "narrower than an eighth makes coefficients (the tanh of Gemma 3n's AltUp) or is a low-rank map, bounded on "
+    "purpose.",
     explains=("ACT101", "ACT103", "GRD501"),
     why="Their gradient vanishes for large inputs of either sign, and in the field's comparisons they train to a "
     "worse loss than GELU, SiLU or ReLU (final loss 1.867 for sigmoid against 1.838, Narang et al. 2021).",

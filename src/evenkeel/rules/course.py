@@ -7,12 +7,10 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from ..schema import Evidence, Site, StepLog
+from ..schema import RUN, Evidence, Site, StepLog
 from ._examples import example
 from ._measurements import Measurements
 from ._rule import Bounds, Case, Rule
-
-RUN = Site(path="", kind="run", op="training")
 
 _RECENT = 32  # steps that a gradient norm is compared with
 _ENOUGH = 16
@@ -43,7 +41,8 @@ def _judge_hidden(measurements: Measurements, sites: tuple[Site, ...], bounds: B
     log = sorted(measurements.log, key=lambda entry: entry.step)
     jumped = [entry.step for entry in log if entry.jump is not None]
     jumps = list(gradient_jumps(log, bounds))
-    moments = sorted({*jumped, *(entry.step for entry, _, _ in jumps)})
+    broken = [entry.step for entry in log if not math.isfinite(entry.gradient_norm or 0.0)]
+    moments = sorted({*jumped, *broken, *(entry.step for entry, _, _ in jumps)})
     for entry, usual, deviations in jumps:
         if entry.step in jumped or entry.gradient_norm is None:
             continue

@@ -9,8 +9,8 @@ from ..schema import Evidence, Site
 from ._examples import at, example
 from ._measurements import Measurements
 from ._rule import Bounds, Case, Need, Rule
-from ._stacks import feeds
-from ._training import has_learned
+from ._stacks import feeds, lies_in
+from ._training import at_the_start
 
 _ENOUGH_VALUES = 512
 _SOME_TOKENS = 128
@@ -30,9 +30,15 @@ def _undecided(measurements: Measurements, site: Site) -> bool:
 
 
 def _passes_gradients(measurements: Measurements, site: Site) -> bool:
-    """Whether the activation that gates has a slope where it stands, as silu and gelu at 0."""
+    """Whether the activation that gates has a slope where it stands, as silu and gelu at 0, and some weight a gradient.
+
+    Where both factors of the product are 0, neither passes any.
+    """
     activations = [item for item in measurements.of_kind("activation") if feeds(item, site)]
-    return any(measurements.value(item, "zero_gradient_share") < 1 for item in activations)
+    own = [item for item in measurements.of_kind("parameter") if lies_in(item.path, site.path)]
+    gradients = [value for item in own for value in measurements.values(item, "gradient_rms", "backward")]
+    sloped = any(measurements.value(item, "zero_gradient_share") < 1 for item in activations)
+    return sloped and (not gradients or any(value > 0 for value in gradients))
 
 
 def _judge_gate(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
@@ -41,7 +47,7 @@ def _judge_gate(measurements: Measurements, sites: tuple[Site, ...], bounds: Bou
             measurements.value(site, stat) for stat in ("dead_channel_share", "selectivity", "activated_rms")
         )
         if measurements.value(site, "product_absmax") == 0:
-            opens = has_learned(measurements) is False and _passes_gradients(measurements, site)
+            opens = at_the_start(measurements) and _passes_gradients(measurements, site)
             yield Case(
                 severity="info" if opens else "error",
                 sites=(site,),
@@ -91,9 +97,9 @@ GLU201 = Rule(
     measures="the share of a gate's channels that are 0 for every token, the rms of what it multiplies by, and the "
     "share of its variance that lies between tokens",
     severities=("error", "warning", "info"),
-    severity="error where the product is 0 everywhere, else warning; info where it is 0 in a model that has not "
-    "learned yet (its loss is no tenth below that of guessing) and the gate's activation has a slope there: a branch "
-    "that begins at zero, as in xLSTM and Gemma 3n, opens with the first steps",
+    severity="error where the product is 0 everywhere, else warning; info at the first measured step of a model that "
+    "has not learned (its loss is no tenth below that of guessing), if the gate's activation has a slope there: a "
+    "branch that begins at zero, as in xLSTM and Gemma 3n, opens with the first steps",
     bounds={"dead_share": 0.5, "open": 2.0**-8, "selectivity": 0.001},
     bound="dead channels 0.5: half of the gated width is lost, which leaves less than the two-matrix feed-forward "
     "that the gate replaced at equal parameters ((8/3)d gated for 4d plain). Closed: 1/256 rms, half of bfloat16's "
@@ -264,7 +270,7 @@ GLU202 = Rule(
 
 def _judge_router(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     tied = [measurements.value(site, "tied_share") > bounds["tied"] for site in sites]
-    zeros = all(tied) and has_learned(measurements) is False
+    zeros = all(tied) and at_the_start(measurements)
     for site in sites:
         relative, experts, chosen, top = (
             measurements.value(site, stat)

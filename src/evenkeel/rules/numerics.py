@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 
 from ..schema import Evidence, Severity, Site, StepLog
-from ._examples import at, example
+from ._examples import Place, at, example
 from ._measurements import Measurements
 from ._rule import Bounds, Case, Need, Rule
+from ._stacks import lies_in
 
 
 def _judge_nonfinite(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
@@ -17,7 +18,7 @@ def _judge_nonfinite(measurements: Measurements, sites: tuple[Site, ...], bounds
     if forward:
         first = forward[0]
         count = measurements.value(first, "nonfinite")
-        inside = [site for site in broken if _is_of(site, first)] or (broken if len(broken) == 1 else [])
+        inside = [site for site in broken if lies_in(site.path, first.path)] or (broken if len(broken) == 1 else [])
         yield _nonfinite(
             (first, *inside[:1]),
             count,
@@ -52,8 +53,8 @@ def _nonfinite(sites: tuple[Site, ...], count: float, message: str, severity: Se
 def _skipped(measurements: Measurements, sites: tuple[Site, ...], halvings: float) -> bool:
     """Whether the last measured step of a run, whose gradients are not finite, was left out; and not again and again.
 
-    It was taken if it moved a weight. Where no optimizer's step is read, losses that are finite afterwards tell that
-    it was not: one step with such gradients leaves no weight finite, and no loss.
+    It was taken if it moved a weight. And the losses behind it are finite: one step with such gradients leaves no
+    weight finite, and no loss; where there is none yet, nothing is known.
     """
     parameters = measurements.of_kind("parameter")
     counts = [item for site in sites for item in measurements.history(site, "nonfinite", "backward")]
@@ -67,18 +68,12 @@ def _skipped(measurements: Measurements, sites: tuple[Site, ...], halvings: floa
         return False
     updates = [item for site in parameters for item in measurements.history(site, "update_ratio", "update")]
     moved = [ratio for step, (ratio,) in updates if step == last]
-    if updates and (moved or min(step for step, _ in updates) < last):
-        return not any(moved)
     later = [entry.loss for entry in measurements.log if entry.step > last and entry.loss is not None]
-    return bool(later) and all(map(math.isfinite, later))
+    return not any(moved) and bool(later) and all(map(math.isfinite, later))
 
 
 def _named(site: Site) -> str:
     return f"{site.path or 'the model'} ({site.op})"
-
-
-def _is_of(parameter: Site, module: Site) -> bool:
-    return parameter.path.startswith(f"{module.path}." if module.path else "")
 
 
 def _first_in_backward(measurements: Measurements) -> Site | None:
@@ -127,6 +122,17 @@ def _finite(measurements: Measurements, site: Site, stat: str) -> bool:
     return all(math.isfinite(value) for value in measurements.values(site, stat))
 
 
+def _lost_gradients(step: int) -> list[Place]:
+    return [
+        at("layers.0:module.Block", step=step, nonfinite=0.0, backward={"nonfinite": 128.0}),
+        at("layers.1:module.Block", step=step, nonfinite=0.0, backward={"nonfinite": 4.0}),
+    ]
+
+
+def _falling(steps: int) -> tuple[StepLog, ...]:
+    return tuple(StepLog(step=step, loss=5.5 - 0.1 * step) for step in range(steps))
+
+
 NUM601 = Rule(
     code="NUM601",
     name="non-finite values",
@@ -134,7 +140,7 @@ NUM601 = Rule(
     measures="how many values of every module's output, and of the gradient that comes back to it, are NaN or infinite",
     severities=("error", "info"),
     severity="error; info where gradients alone are not finite, in a step that a run has left out, as gradient scalers "
-    "do: it moved no weight, or losses are finite after it",
+    "do: it moved no weight, and the losses after it are finite",
     bounds={"halvings": 16.0},
     bound="0. Named is the first module in execution order whose output, or whose own code between its parts "
     "(`inside`), is not finite; else a parameter that is not although no output shows it (a row that is never looked "
@@ -166,12 +172,8 @@ NUM601 = Rule(
             at("layers.0:module.Block", nonfinite=0.0, backward={"nonfinite": 128.0}),
             at("layers.1:module.Block", nonfinite=0.0, backward={"nonfinite": 4.0}),
         ),
-        example(
-            "a gradient scaler that is finding its scale",
-            at("layers.0:module.Block", nonfinite=0.0, backward={"nonfinite": 128.0}),
-            at("layers.1:module.Block", nonfinite=0.0, backward={"nonfinite": 4.0}),
-            log=tuple(StepLog(step=step, loss=5.5 - 0.1 * step) for step in range(4)),
-        ),
+        example("a gradient scaler that is finding its scale", *_lost_gradients(0), log=_falling(4)),
+        example("steps that are left out again and again", *_lost_gradients(0), *_lost_gradients(20), log=_falling(24)),
     ),
     silent=(
         example(

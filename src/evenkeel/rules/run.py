@@ -7,12 +7,12 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..schema import Evidence, Phase, Severity, Site, StepLog
+from ..schema import RUN, Evidence, Phase, Severity, Site, StepLog
 from ._examples import at, example
 from ._measurements import Measurements
 from ._rule import Bounds, Case, Rule
-from ._training import is_solved, rates
-from .course import RUN, RUN802, gradient_jumps
+from ._training import is_solved, logs_the_head, rates
+from .course import RUN802, gradient_jumps
 
 _BEFORE = 16  # steps from which the loss before a spike is known
 _AFTER = 8  # steps from which the loss after it is known
@@ -63,7 +63,7 @@ def _severity(measurements: Measurements, log: list[StepLog], place: int) -> Sev
     """A loss that is not finite is an error; a jump that ends at next to nothing, or is over, is only worth knowing."""
     if _lost(log[place]):
         return "error"
-    if is_solved(measurements, log[place].loss):
+    if logs_the_head(measurements) and is_solved(measurements, log[place].loss):
         return "info"
     before, after = _losses(log[max(0, place - _BEFORE) : place]), _losses(log[place + 1 :])
     recovered = len(before) > 0 and len(after) >= _AFTER and statistics.median(after[-_AFTER:]) <= max(before)

@@ -18,24 +18,23 @@ _SINK = 0.5  # a head that rests on the first key most of the time is idle
 def _judge_large(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
     learned = has_learned(measurements, before=True)
     for site in sites:
-        heights = _heights(measurements, site, -1)
-        height = max(heights)
+        (first, logits), (last, latest) = (measurements.history(site, "max_logit")[place] for place in (0, -1))
+        heights = _heights(measurements, site, last, latest)
+        height, stat = max(heights)
         if height <= bounds["clipped"]:
             yield from _rounded(measurements, site, bounds)
             continue
-        at_first = max(_heights(measurements, site, 0))
-        had_them = bool(learned) and at_first > bounds["clipped"] and height <= bounds["grown"] * at_first
+        at_first, _ = max(_heights(measurements, site, first, logits))
+        kept = bounds["clipped"] < at_first and height <= min(bounds["grown"] * at_first, bounds["unclipped"])
+        had_them = bool(learned) and kept
         bound = bounds["diverges"] if height > bounds["diverges"] else bounds["clipped"]
-        head = heights.index(height)
-        largest = measurements.values(site, "max_logit")[head]
-        shifted = f", {height:,.4g} above what its row shares" if height < largest else ""
+        head = heights.index((height, stat))
+        above = f", {height:,.4g} above the mean of its row" if stat == "max_logit_rise" else ""
         yield Case(
             severity="error" if height > bounds["diverges"] else "info" if had_them else "warning",
             sites=(site,),
-            evidence=(
-                Evidence(stat="max_logit_rise" if shifted else "max_logit", value=height, bound=bound, unit="nats"),
-            ),
-            message=f"attention {site.path}: the largest attention logit is {largest:,.4g} in head {head}{shifted} "
+            evidence=(Evidence(stat=stat, value=height, bound=bound, unit="nats"),),
+            message=f"attention {site.path}: the largest attention logit is {latest[head]:,.4g} in head {head}{above} "
             f"(bound {bound:,.0f})"
             + (f": the scores overflow {measurements.model.dtype}" if math.isinf(height) else "")
             + ("; the model had learned when it was first measured, with logits of this size" if had_them else ""),
@@ -43,18 +42,16 @@ def _judge_large(measurements: Measurements, sites: tuple[Site, ...], bounds: Bo
         )
 
 
-def _heights(measurements: Measurements, site: Site, place: int) -> tuple[float, ...]:
-    """Per head, how far the scores of the first or last measured step rise above what all keys of a row share.
+def _heights(measurements: Measurements, site: Site, step: int, logits: tuple[float, ...]) -> list[tuple[float, str]]:
+    """Per head, how far the scores of a step rise, and which stat says so.
 
-    Above the row's mean, and above 0 less what positions add: the smaller of the two.
+    Above the row's mean, or above 0 less what positions add: the smaller of the two.
     """
-    logits, rises, added = (
-        measurements.history(site, stat)[place : place + 1 or None]
-        for stat in ("max_logit", "max_logit_rise", "added_max")
-    )
-    offset = max((0.0, *(value for _, values in added for value in values)))
-    above_mean = rises[0][1] if rises and rises[0][0] == logits[0][0] else (math.inf,) * len(logits[0][1])
-    return tuple(min(logit - offset, rise) for logit, rise in zip(logits[0][1], above_mean, strict=True))
+    rises, added = (dict(measurements.history(site, stat)).get(step, ()) for stat in ("max_logit_rise", "added_max"))
+    offset = max((0.0, *added))
+    without = [(logit - offset, "max_logit") for logit in logits]
+    above = [(rise, "max_logit_rise") for rise in rises]
+    return [min(pair) for pair in zip(without, above, strict=True)] if above else without
 
 
 def _rounded(measurements: Measurements, site: Site, bounds: Bounds) -> Iterator[Case]:
@@ -82,9 +79,9 @@ ATT303 = Rule(
     "logits of a row rise above their mean",
     severities=("error", "warning", "info"),
     severity="error above 10,000, where scores that overflow count as infinite; warning above 100; info where the "
-    "model had learned before it was first measured, with logits above 100 that have not doubled since, and where "
-    "logits are large only by what all keys of a row share and the model's dtype rounds them by half a nat",
-    bounds={"diverges": 10000.0, "clipped": 100.0, "grown": 2.0, "rounding": 0.5},
+    "model had learned before it was first measured, with logits from 100 to 1,000 that have not doubled since, and "
+    "where logits are large only by what all keys of a row share and the model's dtype rounds them by half a nat",
+    bounds={"diverges": 10000.0, "clipped": 100.0, "unclipped": 1000.0, "grown": 2.0, "rounding": 0.5},
     bound="10,000: every run whose largest logit passed it diverged (Wortsman et al. 2023). 100: the level at which "
     "Kimi K2's QK-clip and Megatron's hold them; without it they passed 1,000. A shift that all keys of a query share, "
     "as q·b of a bias b on keys (Qwen2, Phi-2; Kimi K2 has none), changes nothing: softmax(s + c) = softmax(s). Judged "

@@ -11,7 +11,7 @@ from ..schema import Change, Evidence, Site, SiteKind
 from ._examples import Place, at, example
 from ._measurements import Measurements
 from ._rule import Bounds, Case, Need, Rule
-from ._stacks import by_stack
+from ._stacks import by_stack, lies_in
 
 
 def _judge_growing(measurements: Measurements, sites: tuple[Site, ...], bounds: Bounds) -> Iterator[Case]:
@@ -186,7 +186,7 @@ _PARTS: tuple[tuple[SiteKind, ...], ...] = (("attention", "recurrence"), ("activ
 
 
 def _holds(block: Site, paths: list[str]) -> bool:
-    return any(path == block.path or path.startswith(block.path + ".") for path in paths)
+    return any(lies_in(path, block.path) for path in paths)
 
 
 def _lost_before_feeding(measurements: Measurements, block: Site) -> bool:
@@ -199,9 +199,9 @@ def _lost_before_feeding(measurements: Measurements, block: Site) -> bool:
         block.path + norm.path.removeprefix(known)
         for known in sound
         for norm in measurements.of_kind("norm")
-        if norm.path.startswith(f"{known}.") and measurements.value(norm, "reads_stream") == 0
+        if lies_in(norm.path, known) and measurements.value(norm, "reads_stream") == 0
     }
-    inside = [site for site in measurements.sites if _holds(block, [site.path]) and site.path not in on_a_branch]
+    inside = [site for site in measurements.sites if lies_in(site.path, block.path) and site.path not in on_a_branch]
     mixers = [place for place, site in enumerate(inside) if site.kind in _PARTS[0]]
     behind = inside[mixers[-1] + 1 :] if mixers else []
     until = next((place for place, site in enumerate(behind) if site.kind in _PARTS[1]), len(behind))

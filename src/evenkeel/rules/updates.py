@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from ..schema import Evidence, Site
-from ._examples import Place, at, example
+from ._examples import GUESSING, NEW_HEAD, Place, at, example
 from ._measurements import Measurements
 from ._rule import Bounds, Case, Need, Rule
 from ._training import is_fresh, rates, settled
@@ -131,9 +131,6 @@ def _member(path: str, *, held: bool, ratio: float) -> Place:
     )
 
 
-_NEW_HEAD = at("score:head.softmax", loss=0.71, classes=2.0)
-_GUESSING = at("lm_head:head.softmax", loss=5.7, classes=256.0)
-
 RUN804 = Rule(
     code="RUN804",
     name="steps too large",
@@ -231,12 +228,12 @@ RUN805 = Rule(
     source="bound derived here",
     firing=(
         example("Adam at 1e-8", *_steps(1e-7, 1e-7, 1e-7, rate=1e-8)),
-        example("Adam at 1e-6 on a fresh model", *_steps(5e-5, 3e-5, 2e-5, rate=1e-6), _GUESSING),
+        example("Adam at 1e-6 on a fresh model", *_steps(5e-5, 3e-5, 2e-5, rate=1e-6), GUESSING),
     ),
     silent=(
         example("fine-tuning at 5e-7", *_steps(2e-5, 6e-6, 5e-6, rate=5e-7)),
-        example("Adam at 1e-6 on a trained body with a new head", *_steps(5e-5, 3e-5, 2e-5, unevenness=8.0), _NEW_HEAD),
-        example("the first steps of a warm-up", *_steps(1e-6, 2e-6, 3e-6, rate=1e-7, planned=1e-3), _GUESSING),
+        example("Adam at 1e-6 on a trained body with a new head", *_steps(5e-5, 3e-5, 2e-5, unevenness=8.0), NEW_HEAD),
+        example("the first steps of a warm-up", *_steps(1e-6, 2e-6, 3e-6, rate=1e-7, planned=1e-3), GUESSING),
         example("the end of a schedule", *_steps(1e-3, 1e-4, 0.0)),
     ),
     judge=_judge_small,

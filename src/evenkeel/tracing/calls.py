@@ -86,7 +86,7 @@ def _cast(trace: Trace, call: Call) -> Any:
     cuts: tuple[Cut, ...] = ()
     if "dropout" not in call.name and result.is_floating_point():
         cuts = compose(call.func, call.name, call.args, call.kwargs, lambda item: trace.tags[item].cuts)
-    trace.tags.set(result, replace(tag, cuts=cuts, epsilon=max(tag.epsilon, spacing(result))))
+    trace.tags.set(result, replace(tag, cuts=cuts, epsilon=max(tag.epsilon, spacing(call.args[0]), spacing(result))))
     return result
 
 

@@ -245,10 +245,12 @@ class Tracer(TorchFunctionMode):
         if output.requires_grad:
             self._hooked.add(site.id)
             kept = output.detach() if site.kind == "residual" else None  # the next block keeps it as well
+            version = 0 if kept is None else kept._version
 
             def see(gradient: Tensor | None) -> None:
                 if gradient is not None:
-                    self._trace.emit(site, GradientEvent(gradient=gradient.detach(), output=kept))
+                    whole = None if kept is None or kept._version != version else kept  # not written to since
+                    self._trace.emit(site, GradientEvent(gradient=gradient.detach(), output=whole))
 
             self._gradient_handles.append(before_others(output, see))
 
