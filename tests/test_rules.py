@@ -15,8 +15,7 @@ from evenkeel.cli.main import COMMANDS
 from evenkeel.nn import TransformerConfig
 from evenkeel.rules import RULES, Example, Override, Place, Rule, apply, at, example, judge
 from evenkeel.rules._causes import with_causes
-from evenkeel.rules.course import RUN
-from evenkeel.schema import Finding, Severity, Site, StepLog
+from evenkeel.schema import RUN, Finding, Severity, Site, StepLog
 
 EVERY = [pytest.param(rule, id=rule.code) for rule in RULES.values()]
 
@@ -79,7 +78,12 @@ def test_one_nan_among_sound_sites_keeps_a_rule_from_passing():
     ],
 )
 def test_a_rule_that_could_not_judge_says_what_it_lacked(stats: dict[str, Any], reason: str):
-    whole = {"dead_channel_share": 0.0, "zero_gradient_share": 0.5, "input_absmax": 3.0, "tokens": 4096.0}
+    whole: dict[str, Any] = {
+        "dead_channel_share": 0.0,
+        "zero_gradient_share": 0.5,
+        "input_absmax": 3.0,
+        "tokens": 4096.0,
+    }
     given = example("lacking", at("layers.0.act:activation.relu", **(whole | stats))).measurements
     _, statuses = judge(given.sites, given.readings, (), given.model, given.data)
     (status,) = [item for item in statuses if item.code == "ACT102"]
@@ -306,7 +310,7 @@ def test_what_alibi_adds_is_no_rise_above_a_row():
 
 def test_a_gate_that_both_factors_close_never_opens():
     def severity(*, gradient: float, steps: tuple[int, ...] = (0,)) -> str:
-        stats = {"product_absmax": 0.0, "dead_channel_share": 1.0, "selectivity": 0.0, "tokens": 4096.0}
+        stats: dict[str, Any] = {"product_absmax": 0.0, "dead_channel_share": 1.0, "selectivity": 0.0, "tokens": 4096.0}
         places = [
             place
             for step in steps
