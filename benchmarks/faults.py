@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from diagnosis import early, first_nan, loop
 from diagnosis.applying import write_applicable
 from diagnosis.cases import SPLITS, Case, cases, few_cases
@@ -62,7 +64,7 @@ def main() -> int:
     if arguments.list:
         print("\n".join(case.id for case in chosen))
         return 0
-    lines = ["# Measured diagnoses", "", "Made by `make faults`.", ""]
+    lines = ["# Measured diagnoses", "", _TEXT.format(machine=_machine()), ""]
     filtered = arguments.few or any((arguments.split, arguments.fault, arguments.family, arguments.sample))
     for part in arguments.part or (["cases"] if filtered else PARTS):
         title, made = PARTS[part]
@@ -102,6 +104,15 @@ def of_first_nan(_: Sequence[Case], arguments: argparse.Namespace) -> Iterator[s
         "Named elsewhere", [(what, f"names {named}") for what, where, named in placed if named not in where]
     )
 
+
+def _machine() -> str:
+    return f"{os.cpu_count()} cores of a {platform.machine()} CPU, torch {torch.__version__}"
+
+
+_TEXT = """\
+Made by `make faults` on {machine}; nothing here ran on an accelerator. Rules
+may be tuned on the split `tune`; `held_out` shares neither a family nor a seed with it. Shares come with Wilson's 95%
+intervals. Each case is listed with the command that repeats it where it went wrong."""
 
 PARTS = {
     "cases": ("Sick and healthy models", of_cases),
