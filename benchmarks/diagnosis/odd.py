@@ -239,7 +239,8 @@ def _vit(size: Size) -> dict[str, Any]:
 
 
 def _masked(name: str, fields: Callable[[Size], dict[str, Any]]) -> Family:
-    return Family(name, hugging_face(name, fields, "AutoModelForMaskedLM"), masked_bytes, **ENOUGH_MASKED)
+    made = hugging_face(name, fields, "AutoModelForMaskedLM")
+    return Family(name, made, masked_bytes, trains=False, **ENOUGH_MASKED)  # as of the zoo's BERT
 
 
 _DEEP = (Size(24, 64), Size(32, 64))
@@ -251,7 +252,7 @@ ODD: dict[str, Family] = {
     family.name: family
     for family in (
         _like("own-llama", "deep-own-llama", sizes=_DEEP[:1]),
-        _like("own-bert", "deep-own-post-norm", sizes=(Size(16, 64),)),
+        _like("own-bert", "deep-own-post-norm", sizes=(Size(16, 64),), trains=False),  # it stalls, as BERT does
         _like("gpt2", "deep-gpt2", sizes=_DEEP, trains=False),
         _like("qwen3", "deep-qwen3", sizes=_DEEP, trains=False),
         _like("own-llama", "wide-own-llama", sizes=_WIDE, trains=False),
