@@ -164,7 +164,8 @@ def test_another_world_gets_another_verdict(name: str, changed: dict[str, float]
 def test_measured_verdicts(ledger: Ledger) -> None:
     verdicts = {item.claim.id: item.verdict for item in ledger.claims}
     verdicts.pop("C40")
-    assert verdicts == VERDICT_OF
+    assert verdicts["C20"] in (HOLDS, CAVEAT)  # whether two neighbours ever change places is the processor's last bit
+    assert verdicts == {**VERDICT_OF, "C20": verdicts["C20"]}
 
 
 def test_every_verdict_but_holds_is_explained(ledger: Ledger) -> None:
@@ -217,7 +218,9 @@ def test_saturation(numbers: dict[str, dict[str, float]]) -> None:
                 assert zeros is not None
                 for dtype, tails in zeros.items():
                     measured = found[f"{implementation}.{name}.{dtype}.zero_slope_{side}"]
-                    assert measured == pytest.approx(getattr(tails, side), rel=0.01)
+                    # torch's own differ between processors: GELU in float16 is flat from -6.04 (Zen 4) or -5.97 (Xeon)
+                    within = 0.01 if implementation == "evenkeel" else 0.015
+                    assert measured == pytest.approx(getattr(tails, side), rel=within)
     for name in ("relu", "gelu", "silu"):
         assert c03[f"{name}.slope_second_moment"] == pytest.approx(FACTS[name].slope_second_moment, rel=1e-6)
     assert c03["relu.zero_slope_share_of_negatives"] == 1
@@ -469,9 +472,15 @@ def test_numbers_that_json_lacks() -> None:
 
 
 def test_the_page_is_current(ledger: Ledger) -> None:
-    """Everything but the measured numbers, which differ in their last digits between machines; C40's from a clock."""
-    quiet = planted(CLAIMS["C40"], **{"layer.gelu_time_over_relu": 1.0})
-    measured = (quiet if item.claim.id == "C40" else item for item in ledger.claims)
+    """Everything but the measured numbers, which differ in their last digits between machines.
+
+    C40's verdict comes from a clock, C20's caveat from a last bit: those of the page are put in.
+    """
+    as_shown = {
+        "C40": planted(CLAIMS["C40"], **{"layer.gelu_time_over_relu": 1.0}),
+        "C20": planted(CLAIMS["C20"], **{"evenkeel.order_violations": 1e-5}),
+    }
+    measured = (as_shown.get(item.claim.id, item) for item in ledger.claims)
     assert without_numbers(PAGE.read_text(encoding="utf-8")) == without_numbers(draw_markdown(measured))
 
 

@@ -150,7 +150,8 @@ def numbers(dtype: torch.dtype) -> Tensor:
     return torch.cat([-positive.flip(0), torch.zeros(1, dtype=dtype), positive])
 
 
-def assert_zero_tails(tails: ZeroTails, x: Tensor, gradient: Tensor) -> None:
+def assert_zero_tails(tails: ZeroTails, x: Tensor, gradient: Tensor, *, within: float = 0.0) -> None:
+    """The gradient is 0 in the tails, and begins where they end; within: or so much nearer to 0, as a share."""
     zero = gradient == 0
     assert bool(zero[(x <= tails.below) | (x >= tails.above)].all())
     inside = x[~zero]
@@ -160,15 +161,20 @@ def assert_zero_tails(tails: ZeroTails, x: Tensor, gradient: Tensor) -> None:
         assert bool(zero[:1]) == math.isfinite(tails.below) and bool(zero[-1:]) == math.isfinite(tails.above)
     else:
         before, behind = x[x < inside.min()], x[x > inside.max()]
-        assert tails.below == (float(before.max()) if len(before) else -math.inf)
-        assert tails.above == (float(behind.min()) if len(behind) else math.inf)
+        below, above = (
+            float(before.max()) if len(before) else -math.inf,
+            float(behind.min()) if len(behind) else math.inf,
+        )
+        assert tails.below <= below <= (1 - within) * tails.below
+        assert (1 - within) * tails.above <= above <= tails.above
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_where_gradients_are_rounded_to_zero(name: str, dtype: torch.dtype):
     facts, key, x = FACTS[name], str(dtype).removeprefix("torch."), numbers(dtype)
-    assert_zero_tails(facts.torch_zero[key], x, slope(IN_TORCH[name], x))
+    # torch's own slope of GELU in float16 ends at -6.04 on a Zen 4, at -5.97 on a Xeon with AMX; one number serves both
+    assert_zero_tails(facts.torch_zero[key], x, slope(IN_TORCH[name], x), within=0.015)
     assert (facts.evenkeel_zero is None) == (name not in ACTIVATIONS)
     if facts.evenkeel_zero is not None:
         assert_zero_tails(facts.evenkeel_zero[key], x, slope(ACTIVATIONS[name].function, x))

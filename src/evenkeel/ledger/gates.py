@@ -83,7 +83,7 @@ def _gate_functions() -> Iterator[Measurement]:
     if transformers_installed():
         yield Measurement("deepseek_v3.sigmoid_routers", deepseek_v3_routers(), "sites")
         gated = trace(instance("qwen3_next", num_hidden_layers=4)).sites  # the fourth layer has softmax attention
-        outputs = sum(site.kind == "gate" and site.op == "glu" and "attn" in site.path for site in gated)
+        outputs = sum(site.kind == "gate" and site.op == "glu" and "self_attn" in site.path for site in gated)
         yield Measurement("qwen3_next.sigmoid_gates_of_attention", outputs, "sites")
 
 
