@@ -47,6 +47,7 @@ def main() -> int:
     parser.add_argument(
         "--applicable", action="store_true", help="find anew which families have a place for which fault"
     )
+    parser.add_argument("--done", action="store_true", help="run nothing; the tables of the cases that are done")
     parser.add_argument("--list", action="store_true", help="print the ids and run nothing")
     parser.add_argument("--jobs", metavar="N", type=int, default=os.cpu_count(), help="processes (default: all cores)")
     parser.add_argument("--no-peers", action="store_true", help="leave other tools out")
@@ -78,8 +79,12 @@ def main() -> int:
 def of_cases(chosen: Sequence[Case], arguments: argparse.Namespace) -> Iterator[str]:
     """Run the cases that have not been run; their tables."""
     results = Results(arguments.results, Outcome.from_dict)
-    run_all(chosen, results, jobs=arguments.jobs, with_peers=not arguments.no_peers)
-    yield render([(case, results.outcomes[case.id]) for case in chosen])
+    if not arguments.done:
+        run_all(chosen, results, jobs=arguments.jobs, with_peers=not arguments.no_peers)
+    done = [(case, results.outcomes[case.id]) for case in chosen if case.id in results.outcomes]
+    if len(done) < len(chosen):
+        yield from (f"{len(done):,} of {len(chosen):,} cases are done.", "")
+    yield render(done)
 
 
 def of_loop(_: Sequence[Case], arguments: argparse.Namespace) -> Iterator[str]:
