@@ -230,11 +230,13 @@ def test_inputs_are_not_written_to(options: dict[str, Any], queries: int, passes
 
 
 def test_same_on_several_threads():
+    """But for the last bit: some processors' BLAS add up a product in another order on two threads."""
     case = Case(200, 200, softcap=2.0, causal=True)
     alone = case.found()
     torch.set_num_threads(2)
     for own, one in zip(case.found(), alone, strict=True):
-        assert torch.equal(own, one)
+        largest = one.abs().max()
+        assert bool(((own - one).abs() <= torch.finfo(one.dtype).eps * largest).all())
 
 
 @pytest.mark.parametrize("options", [{"softcap": 2.0}, {"normalizer": "sigmoid"}], ids=named)
