@@ -238,3 +238,11 @@ def test_80_cases_keep_the_bounds() -> None:
     alarmed = {case.id: [item.code for item in loud(outcome)] for case, outcome in healthy if loud(outcome)}
     assert len(missed) <= 1, missed
     assert len(alarmed) <= 1, alarmed
+
+
+def test_what_is_done_is_shown_without_running_anything(tmp_path: Path) -> None:
+    script = str(ROOT / "benchmarks" / "faults.py")
+    command = [sys.executable, script, "--few", "--done", "--results", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "0 of 80 cases are done." in done.stdout and "to go" not in done.stderr
