@@ -219,7 +219,7 @@ def test_saturation(numbers: dict[str, dict[str, float]]) -> None:
                 for dtype, tails in zeros.items():
                     measured = found[f"{implementation}.{name}.{dtype}.zero_slope_{side}"]
                     # torch's own differ between processors: GELU in float16 is flat from -6.04 (Zen 4) or -5.97 (Xeon)
-                    within = 0.01 if implementation == "evenkeel" else 0.015
+                    within = 0.015 if (implementation, name, dtype) == ("torch", "gelu", "float16") else 0.01
                     assert measured == pytest.approx(getattr(tails, side), rel=within)
     for name in ("relu", "gelu", "silu"):
         assert c03[f"{name}.slope_second_moment"] == pytest.approx(FACTS[name].slope_second_moment, rel=1e-6)
