@@ -49,7 +49,7 @@ _WIDE_HEADED_SIZES = (Size(2, 128), Size(4, 128), Size(2, 256))
 _BFLOAT16 = 0.25
 _FEW = 40
 _OF_THE_ZOO, _WATCHED = 0.55, 0.12
-_PEERS_EVERY = 5
+_PEERS_EVERY = 10
 
 NEEDS_TRAINING = frozenset({"overconfident"})
 NEEDS_WIDE_HEADS = frozenset({"scores_unscaled", "scores_multiplied"})

@@ -199,7 +199,7 @@ def _peers(sick: Sequence[Judged], healthy: Sequence[Judged]) -> Iterator[str]:
         if said or false:
             rows.append((name, "", str(Share.of(map(bool, said))), str(Share.of(map(bool, false)))))
     if len(rows) > 1:
-        yield "Beside other tools, on the same models: every fifth case asks them. They do not name these faults, so"
+        yield "Beside other tools, on the same models: every tenth case asks them. They do not name these faults, so"
         yield "that whatever they say of a sick model at warning or above counts for them."
         yield ""
         yield from table(("", "sick: the fault's code", "sick: anything", "healthy: anything"), rows)

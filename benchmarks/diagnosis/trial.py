@@ -23,7 +23,7 @@ from .bases import EVERY_FAMILY
 from .cases import TRAINING_STEPS, Case
 from .peers import Training, verdicts
 
-_EVERY = 5
+_EVERY = 10
 _BESIDE_STEPS = 8
 
 
