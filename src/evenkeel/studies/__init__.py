@@ -1,0 +1,1 @@
+"""Fair ablations: arms matched in size, tuned alike, paired by seed, judged by stated statistics."""
