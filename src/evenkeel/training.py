@@ -22,12 +22,12 @@ _FINAL_SHARE = 0.1
 _LARGEST_NORM = 1.0
 
 
-def byte_batches(text: str, *, context: int, size: int, seed: int) -> Iterator[Tensor]:
+def byte_batches(text: str | bytes, *, context: int, size: int, seed: int) -> Iterator[Tensor]:
     """Endless random windows of a text's UTF-8 bytes: (size, context) int64 in [0, 256).
 
     Raises UsageError for a text shorter than one window.
     """
-    data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    data = torch.frombuffer(bytearray(text.encode() if isinstance(text, str) else text), dtype=torch.uint8)
     if data.numel() < context:
         raise UsageError(f"the text has {data.numel()} bytes and a window needs {context}; give more text")
     generator = torch.Generator().manual_seed(seed)
@@ -66,19 +66,24 @@ def train(
     model.train()
     losses: list[float] = []
     for batch in islice(batches, steps):
-        with watch.step() if watch is not None else nullcontext():
-            loss = model(batch, labels=batch).loss
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), _LARGEST_NORM)
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-            if watch is not None:
-                watch.log(loss=loss, gradient_norm=norm, batch=batch)
-        losses.append(loss.item())
+        losses.append(training_step(model, optimizer, batch, watch).item())
+        schedule.step()
         if progress is not None:
             progress(len(losses), steps, losses[-1])
     return losses
+
+
+def training_step(model: nn.Module, optimizer: Optimizer, batch: Tensor, watch: Watch | None = None) -> Tensor:
+    """One step on next-token loss, with gradients clipped to norm 1; the loss before it, in nats per token, ()."""
+    with watch.step() if watch is not None else nullcontext():
+        loss = model(batch, labels=batch).loss
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), _LARGEST_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+        if watch is not None:
+            watch.log(loss=loss, gradient_norm=norm, batch=batch)
+    return loss.detach()
 
 
 def learning_rate_share(step: int, steps: int, warmup_share: float = _WARMUP_SHARE) -> float:

@@ -1,0 +1,260 @@
+"""The trial that a study runs by default: a small Transformer trained on bytes, the same for the same point."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..diagnosis import Diagnosis
+from ..nn import Transformer, TransformerConfig
+from ..training import adamw, byte_batches, learning_rate_share, training_step
+from ..watching import Watch, watch
+from .comparison import ArmPlan
+from .corpus import Corpus
+from .points import Point
+from .results import Evaluation, TrialResult
+from .trials import Session, now
+
+LAST_EVALUATIONS = 3
+"""A trial's loss is the mean of so many evaluations, the last ones."""
+
+_EVALUATIONS = 10
+_LAST_GAP = 50  # the last evaluations are a fiftieth of the steps apart
+_MEASURED = 4  # steps of a paired trial that a watch measures
+_CHECKPOINT_EVERY = 15.0  # seconds
+_COPIED_ROWS = 32
+_CHUNK = 32  # rows of an evaluation that are computed at once
+
+
+@dataclass
+class Progress:
+    """What a trial has come to so far; all that a checkpoint keeps beside weights and moments."""
+
+    step: int = 0
+    evaluations: list[Evaluation] = field(default_factory=list)
+    batches: str = ""
+    seconds: float = 0.0
+    paces: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageTrials:
+    """Trains the arm of a point on the corpus and tries it on the held-out tokens.
+
+    The weights start from streams keyed by (seed, name), the order of batches by the seed alone. Every trial has as
+    many steps of `rows` windows, AdamW, a tenth of the steps to warm up and a cosine, gradients clipped to norm 1. The
+    loss is that of the distribution over the vocabulary, whatever the arm trains on: of a sigmoid head the renormalised
+    one. Sources: Loshchilov and Hutter 2019 (AdamW).
+    """
+
+    plans: Mapping[str, ArmPlan]
+    corpus: Corpus
+    rows: int
+    steps: int
+    device: str = "cpu"
+
+    def __call__(self, point: Point, session: Session) -> TrialResult:
+        config = TransformerConfig.from_dict(self.plans[point.arm].config)
+        model = Transformer(config, seed=point.seed).to(self.device)
+        held_out = self.corpus.windows(config.context).to(self.device)
+        hashes = parameter_hashes(model) | {"held_out": _digest(held_out)}
+        optimizer = adamw(model, learning_rate=point.learning_rate)
+        done = _restore(session.checkpoint, model, optimizer, self.device)
+        measured = _measuring(point, model, optimizer, self.steps, session.checkpoint)
+        try:
+            self._train(point, session, model, optimizer, held_out, done, measured)
+            diagnosis = None if measured is None else measured.diagnose()
+        finally:
+            if measured is not None:
+                measured.close()
+        last = [item.loss for item in done.evaluations[-LAST_EVALUATIONS:]]
+        start, loss = done.evaluations[0].loss, sum(last) / len(last)
+        return TrialResult(
+            point=point,
+            loss=loss,
+            start=start,
+            diverged=not (math.isfinite(loss) and loss <= start),
+            evaluations=tuple(done.evaluations),
+            copy_loss=copy_loss(model, held_out[:_COPIED_ROWS]),
+            health={} if diagnosis is None else health(diagnosis),
+            findings=() if diagnosis is None else _codes(diagnosis),
+            hashes=hashes | {"batches": done.batches},
+            seconds=done.seconds,
+            tokens_per_second=self.rows * config.context / statistics.median(done.paces) if done.paces else math.nan,
+            finished=now(),
+        )
+
+    def _train(
+        self,
+        point: Point,
+        session: Session,
+        model: Transformer,
+        optimizer: torch.optim.Optimizer,
+        held_out: Tensor,
+        done: Progress,
+        measured: Watch | None,
+    ) -> None:
+        """Go on from where a trial stands to its last step, or to the first loss that is not finite."""
+        evaluated, saved = evaluation_steps(self.steps), time.monotonic()
+        batches = self._batches(point.seed, model.config.context)
+        for batch in islice(batches, done.step, None):
+            begun = time.perf_counter()
+            if done.step in evaluated and not _evaluated(done, model, held_out):
+                return
+            if done.step == self.steps:
+                return
+            paced = time.perf_counter()
+            for group in optimizer.param_groups:
+                group["lr"] = point.learning_rate * learning_rate_share(done.step, self.steps)
+            training_step(model.train(), optimizer, batch, measured)
+            done.step += 1
+            done.batches = _digest(batch, done.batches)
+            done.paces.append(time.perf_counter() - paced)
+            done.seconds += time.perf_counter() - begun
+            session.progress(done.step / self.steps)
+            if session.stopping() or time.monotonic() - saved > _CHECKPOINT_EVERY:
+                _save(session.checkpoint, model, optimizer, done)
+                saved = time.monotonic()
+                session.check()
+
+    def _batches(self, seed: int, context: int) -> Iterator[Tensor]:
+        stream = byte_batches(self.corpus.training, context=context, size=self.rows, seed=seed)
+        return (batch.to(self.device) for batch in stream)
+
+    def pace(self, arm: str, *, steps: int = 4) -> float:
+        """Seconds that a step of an arm takes here, the shortest of a few."""
+        config = TransformerConfig.from_dict(self.plans[arm].config)
+        model = Transformer(config).to(self.device)
+        optimizer = adamw(model, learning_rate=1e-6)
+        taken = []
+        for batch in islice(self._batches(0, config.context), steps):
+            begun = time.perf_counter()
+            training_step(model, optimizer, batch).item()
+            taken.append(time.perf_counter() - begun)
+        return min(taken)
+
+
+def evaluation_steps(steps: int) -> frozenset[int]:
+    """After which steps a trial is evaluated: at its start, evenly, and close together at its end."""
+    gap = max(1, steps // _LAST_GAP)
+    evenly = {round(steps * share / _EVALUATIONS) for share in range(_EVALUATIONS + 1)}
+    return frozenset(evenly | {max(0, steps - gap * back) for back in range(LAST_EVALUATIONS)})
+
+
+def _evaluated(done: Progress, model: Transformer, held_out: Tensor) -> bool:
+    """Evaluate once at each step; whether the loss is finite."""
+    if not done.evaluations or done.evaluations[-1].step != done.step:
+        loss = row_losses(model, held_out).mean().item()
+        done.evaluations.append(Evaluation(step=done.step, loss=loss))
+    return math.isfinite(done.evaluations[-1].loss)
+
+
+@torch.no_grad()
+def row_losses(model: Transformer, rows: Tensor) -> Tensor:
+    """Negative log-likelihood of each next token, in nats, (rows, length − 1), of the distribution over the vocabulary.
+
+    Of a head of independent sigmoids the distribution is p_i = σ(z_i) / Σ_j σ(z_j).
+    """
+    model.eval()
+    found = []
+    for chunk in rows.split(_CHUNK):
+        logits = model(chunk[:, :-1]).logits
+        odds = model.head.log_odds(logits.float()).log_softmax(-1)
+        found.append(-odds.gather(-1, chunk[:, 1:, None])[..., 0])
+    return torch.cat(found)
+
+
+def copy_loss(model: Transformer, rows: Tensor) -> float:
+    """The loss on the second half of rows that repeat their first half: what is left for a model that can copy is 0."""
+    half = rows.shape[1] // 2
+    repeated = torch.cat([rows[:, :half], rows[:, :half]], dim=1)
+    return row_losses(model, repeated)[:, half:].mean().item()
+
+
+def parameter_hashes(model: Transformer) -> dict[str, str]:
+    """A digest of each parameter as it is, by name and shape: equal names have to have equal values in every arm."""
+    return {
+        f"parameter {name} {'x'.join(map(str, item.shape))}": _digest(item.detach())
+        for name, item in model.named_parameters()
+    }
+
+
+def _digest(tensor: Tensor, before: str = "") -> str:
+    return hashlib.sha256(before.encode() + tensor.cpu().contiguous().numpy().tobytes()).hexdigest()[:12]
+
+
+_HEALTH = {
+    "attention entropy / maximum": ("entropy_relative", "mean"),
+    "largest attention logit": ("max_logit", "max"),
+    "activation: dead units": ("dead_channel_share", "mean"),
+    "activation: flat slopes": ("small_gradient_share", "mean"),
+    "activation: mean's energy": ("mean_energy", "mean"),
+    "largest output logit": ("logit_absmax", "max"),
+    "calibration error": ("ece", "mean"),
+}
+_REDUCED = {"mean": statistics.fmean, "max": max}
+_GRADIENT = "gradient: first block / last"
+
+
+def health(diagnosis: Diagnosis) -> dict[str, float]:
+    """Numbers of the last measured step that say how a model is: over all sites and heads, one for each name."""
+    last = max((item.step for item in diagnosis.readings), default=0)
+    by_stat: dict[str, list[float]] = {}
+    for reading in diagnosis.readings:
+        if reading.step == last:
+            by_stat.setdefault(reading.stat, []).extend(value for value in reading.values if math.isfinite(value))
+    numbers = {name: _REDUCED[how](by_stat[stat]) for name, (stat, how) in _HEALTH.items() if by_stat.get(stat)}
+    through = [item for item in diagnosis.readings if item.stat == "gradient_rms" and ":residual" in item.site]
+    passed = [item.values[0] for item in through if item.step == last]
+    if len(passed) > 1 and passed[-1] > 0:
+        numbers[_GRADIENT] = passed[0] / passed[-1]
+    return numbers
+
+
+def _codes(diagnosis: Diagnosis) -> tuple[str, ...]:
+    return tuple(sorted({item.code for item in diagnosis.findings if item.severity != "info"}))
+
+
+def _measuring(
+    point: Point, model: Transformer, optimizer: torch.optim.Optimizer, steps: int, checkpoint: Path
+) -> Watch | None:
+    """A watch over a trial that is compared; its record stands beside the checkpoint, so that it outlives a kill."""
+    if point.role != "paired":
+        return None
+    return watch(model, optimizer=optimizer, every=max(1, steps // _MEASURED), record=_record(checkpoint))
+
+
+def _record(checkpoint: Path) -> Path:
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    return checkpoint.with_suffix(".record.sqlite")
+
+
+def _save(checkpoint: Path, model: Transformer, optimizer: torch.optim.Optimizer, done: Progress) -> None:
+    """Whole or not at all."""
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    partial = checkpoint.with_suffix(f".{os.getpid()}")
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": asdict(done)}
+    torch.save(state, partial)
+    partial.replace(checkpoint)
+
+
+def _restore(checkpoint: Path, model: Transformer, optimizer: torch.optim.Optimizer, device: str) -> Progress:
+    """What a checkpoint holds, put in place; a fresh start where there is none."""
+    if not checkpoint.exists():
+        return Progress()
+    state: dict[str, Any] = torch.load(checkpoint, map_location=device, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    kept = state["progress"]
+    return Progress(**{**kept, "evaluations": [Evaluation(**item) for item in kept["evaluations"]]})
