@@ -12,7 +12,7 @@ from importlib.metadata import version
 from ..errors import EvenkeelError
 from ..schema import in_one_line, printable
 
-COMMANDS = ("inspect", "describe", "demo", "report", "rules", "claims", "softmax", "sample", "doctor")
+COMMANDS = ("inspect", "describe", "demo", "report", "rules", "claims", "compare", "softmax", "sample", "doctor")
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _TRACEBACK = "EVENKEEL_TRACEBACK"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, Any
 
 import torch
 
@@ -24,11 +25,15 @@ from .corpus import Corpus, read_corpus
 from .databases import shown
 from .judging import check_pairing, judge, summarise
 from .language import LanguageTrials
+from .reading import read_study, study_of
 from .schedule import agenda
 from .store import Founding, Store
 from .study import Study
 from .trials import Objective, OwnObjective, UserObjective, now
 from .working import Report, one_thread, stopped_by_signals, work
+
+NAME = "compare"
+"""Of a study in a store that the user names, unless it is named too."""
 
 _FEWEST_STEPS = 50
 _MOST_STEPS = 20_000
@@ -46,47 +51,55 @@ class Run:
     objective: Objective
     device: str
     jobs: int
+    parent: int | None = None
 
     @property
     def trials(self) -> int:
         """How many trials are left, as far as is known."""
         return agenda(self.study, self.store.results().values()).remaining
 
+    @property
+    def context(self) -> int:
+        """How long a sequence is, in tokens; 0 with an objective of the user's own."""
+        return max((plan.config.get("context", 0) for plan in self.founding.plans), default=0)
+
+    @property
+    def seconds_left(self) -> float:
+        """About how long the trials that are left take here; NaN where nothing is known of their speed."""
+        pace = self.founding.seconds / len(self.founding.plans)
+        return self.trials * pace / self.jobs if pace else math.nan
+
     def work(self, report: Report = lambda done, total, share: None) -> bool:
         """Work with so many processes until the study is done, True, or until Ctrl-C, False."""
-        with ExitStack() as stack:
-            stack.enter_context(one_thread())
-            asked = stack.enter_context(stopped_by_signals())
-            helpers = stack.enter_context(Helpers(self, self.jobs - 1))
-            parent = os.getppid()
-
-            def stopping() -> bool:
-                return asked() or os.getppid() != parent or helpers.failed()
-
+        with one_thread(), stopped_by_signals() as asked, Helpers(self, self.jobs - 1) as helpers:
             work(
                 self.store,
                 self.study,
                 self.objective,
                 checkpoints=_checkpoints(self.founding),
-                stopping=stopping,
+                stopping=lambda: asked() or self.abandoned() or helpers.failed(),
                 report=report,
             )
-            helpers.check()
+            if not asked():
+                helpers.check()
         return not self.trials
+
+    def abandoned(self) -> bool:
+        """Whether this process works for another one, which is gone."""
+        return self.parent is not None and os.getppid() != self.parent
 
     def comparison(self) -> Comparison:
         """What the trials that are done show. Raises RecordError where the pairs do not share what they should."""
         results = tuple(self.store.results().values())
         arms = summarise(self.study, self.founding.plans, results)
         left = agenda(self.study, results).remaining
-        context = self.founding.plans[0].config.get("context", 0)
         return Comparison(
             study=self.study,
             arms=arms,
             verdicts=judge(self.study, arms, results, self.command),
             results=results,
             steps=self.founding.steps,
-            tokens=self.founding.steps * self.study.rows * context,
+            tokens=self.founding.steps * self.study.rows * self.context,
             wanted=left,
             target=next(item.mean for item in arms if item.plan.arm.name == self.study.baseline),
             data={"source": self.founding.source, "digest": self.founding.digest},
@@ -97,9 +110,16 @@ class Run:
             notes=check_pairing(results),
         )
 
+    @property
+    def default_storage(self) -> bool:
+        """Whether the study is where those go that name no storage."""
+        return self.store.where == str(_default_file())
+
     def command(self, seeds: int) -> str:
         """What a user types to have so many pairs."""
-        return f"evenkeel compare --resume --storage {self.store.where} --name {self.store.name} --seeds {seeds}"
+        words = ["evenkeel", "compare", "--resume", "--storage", self.store.where]
+        words += [] if self.store.name == NAME else ["--name", self.store.name]
+        return shlex.join([*words, "--seeds", str(seeds)])
 
 
 class Helpers:
@@ -111,11 +131,15 @@ class Helpers:
 
     def __enter__(self) -> Helpers:
         run = self._run
-        command = [sys.executable, "-m", "evenkeel", "compare", "--resume", "--join", "--jobs", "1"]
+        command = [sys.executable, "-m", "evenkeel", "compare", "--resume", "--parent", str(os.getpid()), "--jobs", "1"]
         command += ["--storage", run.store.where, "--name", run.store.name, "--device", run.device]
+        command += ["--seeds", str(run.study.seeds)]
         for _ in range(self._count):
             errors = TemporaryFile()
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)
+            # In a session of its own, so that the terminal's Ctrl-C reaches it through us alone, once.
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
+            )
             self._processes.append((process, errors))
         return self
 
@@ -142,7 +166,7 @@ class Helpers:
 
 
 def compare(
-    study: Study,
+    spec: Study | str | Sequence[str] | Mapping[str, Any],
     *,
     objective: UserObjective | None = None,
     storage: str | None = None,
@@ -150,18 +174,36 @@ def compare(
     device: str = "cpu",
     jobs: int = 1,
     report: Report = lambda done, total, share: None,
+    **options: Any,
 ) -> Comparison:
     """Run a study, or go on with one that was begun, and judge it: which arm is better, and how sure that is.
 
-    objective: `train(arm, learning_rate, seed) -> loss` in place of the language model; each call is one trial. The
-    study then names it in its field `objective`. storage: a file or URL; by default a file in the user's cache. name:
-    of the study in it, by default one that belongs to the study. jobs: processes on this machine, with the default
-    objective. Ctrl-C ends the present trial and leaves a partial comparison.
+    spec: a Study, words as on the command line ("feedforward=relu,gelu"), the path of a study file, or a mapping with
+    its keys. options: further keys of a study file. objective: `train(arm, learning_rate, seed) -> loss` in place of
+    the language model; each call is one trial. storage: a file or URL; by default a file in the user's cache. name: of
+    the study in it. jobs: processes on this machine, with the default objective. report: is told how many trials are
+    done, of how many, and the share of the present one. Ctrl-C ends the present trial at its next step and leaves a
+    partial comparison.
     Raises ConfigError for a study that cannot be run, RecordError for a store that holds another study of this name.
     """
+    if objective is not None:
+        options["objective"] = f"{objective.__module__}.{getattr(objective, '__qualname__', type(objective).__name__)}"
+    study = _read(spec, options)
     run = begin(study, objective=objective, storage=storage, name=name, device=device, jobs=jobs)
     run.work(report)
     return run.comparison()
+
+
+def _read(spec: Study | str | Sequence[str] | Mapping[str, Any], options: Mapping[str, Any]) -> Study:
+    if isinstance(spec, Study):
+        return replace(spec, **options)
+    if isinstance(spec, Mapping):
+        return study_of({**spec, **options})
+    return read_study(spec.split() if isinstance(spec, str) and "=" in spec else _several(spec), **options)
+
+
+def _several(words: str | Sequence[str]) -> Sequence[str]:
+    return [words] if isinstance(words, str) else words
 
 
 def begin(
@@ -172,6 +214,7 @@ def begin(
     name: str | None = None,
     device: str = "cpu",
     jobs: int = 1,
+    must_exist: bool = False,
 ) -> Run:
     """Begin a study, or find it where it was begun; nothing is written before all of it is checked."""
     if (objective is None) == bool(study.objective):
@@ -181,19 +224,30 @@ def begin(
         )
     plans = plan_arms(study) if objective is None else tuple(ArmPlan(arm=arm, config={}) for arm in study.arms)
     corpus = None if objective is not None else read_corpus(study.data, context=_context(plans))
-    store = Store(storage or str(_default_file()), name or study.identity)
+    store = Store(str(_default_file()), study.identity) if storage is None else Store(storage, name or NAME)
     founding = store.founding()
     if founding is None:
+        if must_exist:
+            raise RecordError(f"there is no study {store.name!r} in {shown(store.where)}; begin it without --resume")
         founding = store.found(_founded(study, plans, corpus, device, jobs))
     _check_same(study, founding.study, store)
-    return _run(store, founding, study, plans, corpus, objective, device, jobs)
+    return _run(store, founding, study, corpus, objective, device, jobs)
 
 
 def resume(
-    storage: str, name: str | None = None, *, seeds: int | None = None, device: str = "cpu", jobs: int = 1
+    storage: str,
+    *,
+    name: str = NAME,
+    seeds: int | None = None,
+    device: str = "cpu",
+    jobs: int = 1,
+    parent: int | None = None,
 ) -> Run:
-    """Go on with a study as it was begun, with as many pairs as wanted. Raises RecordError where there is none."""
-    store = Store(storage, name or the_only_study(storage))
+    """Go on with a study as it was begun, with as many pairs as wanted. Raises RecordError where there is none.
+
+    parent: the process that this one works for; it ends when that one does.
+    """
+    store = Store(storage, name)
     founding = store.founding()
     if founding is None:
         raise RecordError(f"there is no study {store.name!r} in {shown(storage)}; begin it without --resume")
@@ -204,14 +258,14 @@ def resume(
             "evenkeel.compare(study, objective=...)"
         )
     plans = plan_arms(study)
-    return _run(store, founding, study, plans, read_corpus(study.data, context=_context(plans)), None, device, jobs)
+    corpus = read_corpus(study.data, context=_context(plans))
+    return replace(_run(store, founding, study, corpus, None, device, jobs), parent=parent)
 
 
 def _run(
     store: Store,
     founding: Founding,
     study: Study,
-    plans: Sequence[ArmPlan],
     corpus: Corpus | None,
     objective: UserObjective | None,
     device: str,
@@ -236,31 +290,39 @@ def _run(
 
 
 def _founded(study: Study, plans: Sequence[ArmPlan], corpus: Corpus | None, device: str, jobs: int) -> Founding:
-    steps = study.steps or 1
-    if corpus is not None and study.steps is None:
-        steps = steps_within(study, plans, corpus, device, jobs)
+    steps, seconds = study.steps or 1, 0.0
+    if corpus is not None:
+        paces = paces_of(study, plans, corpus, device)
+        steps = study.steps or steps_within(study, sum(paces), jobs)
+        seconds = steps * sum(paces) / _USED
     return Founding(
         study=study,
         plans=tuple(plans),
         steps=steps,
+        seconds=seconds,
         source="" if corpus is None else corpus.source,
         digest="" if corpus is None else corpus.digest,
         begun=now(),
     )
 
 
-def steps_within(study: Study, plans: Sequence[ArmPlan], corpus: Corpus, device: str, jobs: int) -> int:
-    """How many steps each trial can have, so that all of them end within the budget here; measured on each arm."""
+def paces_of(study: Study, plans: Sequence[ArmPlan], corpus: Corpus, device: str) -> list[float]:
+    """Seconds that a step of each arm takes here."""
     trials = LanguageTrials({plan.arm.name: plan for plan in plans}, corpus, study.rows, _FEWEST_STEPS, device)
     with one_thread():
-        of_all_arms = sum(trials.pace(name) for name in study.names)
+        return [trials.pace(name) for name in study.names]
+
+
+def steps_within(study: Study, pace: float, jobs: int) -> int:
+    """How many steps each trial can have, so that all of them end within the budget. pace: of all arms together."""
     rounds = study.tuning_trials + _WIDENED + study.seeds
-    steps = int(_USED * study.budget * jobs / (of_all_arms * rounds))
+    steps = int(_USED * study.budget * jobs / (pace * rounds))
     if steps < _FEWEST_STEPS:
-        needed = study.budget * _FEWEST_STEPS / max(steps, 1) / 60
+        needed = pace * rounds * _FEWEST_STEPS / (_USED * jobs)
         raise ConfigError(
-            f"a budget of {study.budget:g} s gives {steps} steps to each of {len(plans) * rounds} trials, and fewer than "
-            f"{_FEWEST_STEPS} say nothing; give --budget {needed:.0f}m, fewer arms, seeds or tuning trials"
+            f"a budget of {study.budget:g} s gives {steps} steps to each of {len(study.arms) * rounds} trials, and "
+            f"fewer than {_FEWEST_STEPS} say nothing; give --budget {math.ceil(needed / 60)}m, fewer arms, seeds or "
+            "tuning trials"
         )
     return min(steps, _MOST_STEPS)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from ..schema import clean_name, in_one_line
 HEARTBEAT, GRACE = 10, 60
 """Seconds between two beats of a trial's heart, and of silence after which its worker counts as dead."""
 
+_ATTEMPTS, _PAUSE = 20, 0.25  # seconds
 _SQLITE = "sqlite:///"
 _TABLES = {"studies", "trials", "version_info"}
 
@@ -47,15 +50,21 @@ def open_database(where: str) -> Any:
     if url.startswith(_SQLITE):
         _check_file(Path(url.removeprefix(_SQLITE)), shown(where))
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-    try:
-        return optuna.storages.RDBStorage(
-            url, engine_kwargs=options, heartbeat_interval=HEARTBEAT, grace_period=GRACE
-        )
-    except Exception as error:
-        raise UsageError(
-            f"{shown(where)} cannot be opened as a store of studies ({in_one_line(error)}); give a file, or "
-            "postgresql://user@host/database"
-        ) from error
+    for left in reversed(range(_ATTEMPTS)):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats, since 2021
+                return optuna.storages.RDBStorage(
+                    url, engine_kwargs=options, heartbeat_interval=HEARTBEAT, grace_period=GRACE
+                )
+        except Exception as error:
+            if left and "already exists" in str(error):  # another worker makes the tables at this moment
+                time.sleep(_PAUSE)
+                continue
+            raise UsageError(
+                f"{shown(where)} cannot be opened as a store of studies ({in_one_line(error)}); give a file, or "
+                "postgresql://user@host/database"
+            ) from error
 
 
 def _check_file(path: Path, name: str) -> None:

@@ -38,12 +38,14 @@ _POLL = 0.1
 class Founding:
     """What is settled when a study begins, and the same for every worker from then on.
 
-    steps: of each trial. source, digest: of the data. begun: UTC, ISO 8601.
+    steps: of each trial. seconds: about how long one trial of every arm takes together, 0 where nobody knows. source,
+    digest: of the data. begun: UTC, ISO 8601.
     """
 
     study: Study
     plans: tuple[ArmPlan, ...]
     steps: int
+    seconds: float
     source: str
     digest: str
     begun: str
@@ -55,6 +57,7 @@ class Founding:
             "study": self.study.to_dict(),
             "plans": [plan.to_dict() for plan in self.plans],
             "steps": self.steps,
+            "seconds": self.seconds,
             "source": self.source,
             "digest": self.digest,
             "begun": self.begun,
@@ -65,7 +68,7 @@ class Founding:
         return cls(
             study=Study.from_dict(data["study"]),
             plans=tuple(ArmPlan.from_dict(plan) for plan in data["plans"]),
-            **{name: data[name] for name in ("steps", "source", "digest", "begun")},
+            **{name: data[name] for name in ("steps", "seconds", "source", "digest", "begun")},
         )
 
 

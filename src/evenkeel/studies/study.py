@@ -112,9 +112,9 @@ class Study:
 
     @property
     def identity(self) -> str:
-        """A digest of all that decides what a trial does; how many pairs there are, and the margin, may grow."""
+        """A digest of all that decides what a trial does; pairs may be added, margin and contrasts only judge."""
         fixed = self.to_dict()
-        for name in ("seeds", "margin", "contrasts", "budget"):
+        for name in ("seeds", "margin", "contrasts", *(() if self.steps is None else ("budget",))):
             del fixed[name]
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 

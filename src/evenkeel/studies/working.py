@@ -49,7 +49,14 @@ def work(
             threading.Event().wait(_WAIT)
             continue
         total = len(done) + left.remaining
-        _run(store, claim, objective, checkpoints, stopping, lambda share, total=total: report(store.done(), total, share))
+        _run(
+            store,
+            claim,
+            objective,
+            checkpoints,
+            stopping,
+            lambda share, total=total: report(store.done(), total, share),
+        )
 
 
 def _run(

@@ -1,0 +1,164 @@
+"""`evenkeel compare AXIS=VALUE,... | study.toml`: fair ablations, with intervals and a verdict for each contrast."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from .output import file_argument, show, tell, write
+
+if TYPE_CHECKING:
+    from ..studies import Comparison, Report, Run
+
+SUMMARY = "compare choices fairly: equal parameters, tuned alike, paired seeds, intervals and a verdict"
+
+_EXPORTS = ("csv", "json", "latex", "svg")  # those of studies.EXPORTS, here because `--help` has no use for it
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `evenkeel compare`."""
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="AXIS=VALUE,... | FILE",
+        help="what is compared: feedforward=relu,gelu,swiglu, or attention.scale=sqrt,none depth=2,4, or study.toml",
+    )
+    _add_study_options(parser.add_argument_group("the study"))
+    _add_work_options(parser.add_argument_group("the work"))
+    output = parser.add_argument_group("output")
+    output.add_argument("--export", choices=_EXPORTS, help="print this in place of the report; with --out, beside it")
+    output.add_argument("--out", metavar="FILE", type=file_argument, help="write the export there (default: json)")
+    output.add_argument("--methods", action="store_true", help="end the report with a paragraph for a methods section")
+
+
+def _add_study_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--like", metavar="DIR", help="a small model with the choices of the one in this directory")
+    group.add_argument("--data", metavar="FILE|DIR", help="text to train on (default: Python's standard library)")
+    group.add_argument("--match", metavar="WHAT", help="what arms have equal: parameters (default), flops or nothing")
+    group.add_argument("--baseline", metavar="ARM", help="what the others are set against (default: the first arm)")
+    group.add_argument(
+        "--contrast",
+        metavar=("ARM", "AGAINST"),
+        nargs=2,
+        action="append",
+        help="a question of the study; again for each (default: every arm against the baseline)",
+    )
+    group.add_argument("--budget", metavar="TIME", help="how long it may take, as in 90s, 10m or 2h (default: 10m)")
+    group.add_argument(
+        "--steps", metavar="N", type=int, help="training steps of a trial (default: what the budget gives)"
+    )
+    group.add_argument("--seeds", metavar="N", type=int, help="pairs (default: 5)")
+    group.add_argument("--tuning-trials", metavar="N", type=int, help="learning rates tried for each arm (default: 5)")
+    group.add_argument(
+        "--learning-rates", metavar=("LOW", "HIGH"), nargs=2, type=float, help="their range (default: 1e-3 1.6e-2)"
+    )
+    group.add_argument("--margin", metavar="NATS", type=float, help="what counts as equal (default: 0.01)")
+
+
+def _add_work_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--storage",
+        metavar="FILE|URL",
+        help="where trials are kept; many machines can work on one in postgresql://... (default: in the cache)",
+    )
+    group.add_argument("--name", metavar="NAME", help="of the study in --storage (default: compare)")
+    group.add_argument("--resume", action="store_true", help="go on with the study in --storage, which has to be there")
+    group.add_argument("--device", metavar="D", default="cpu", help="where models are trained (default: cpu)")
+    group.add_argument("--jobs", metavar="N", type=int, help="processes (default: one for each core; 1 on a device)")
+    group.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # the process that this one works for
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the study, or what is left of it, and print what it shows; 0, or 130 where Ctrl-C left it partial."""
+    here = _begun(arguments)
+    left = here.trials
+    if left:
+        tell(_estimate(here, left))
+    with _bar(left) as report:
+        finished = here.work(report)
+    _finish(here.comparison(), arguments)
+    if not finished:
+        print(f"evenkeel: stopped; the same command goes on{_kept(here)}", file=sys.stderr)
+    return 0 if finished else _INTERRUPTED
+
+
+def _begun(arguments: argparse.Namespace) -> Run:
+    from ..studies import NAME, begin, read_study, resume
+
+    jobs = arguments.jobs if arguments.jobs is not None else _jobs(arguments.device)
+    if jobs < 1:
+        raise UsageError(f"--jobs is {jobs} and must be at least 1")
+    work: dict[str, Any] = {"device": arguments.device, "jobs": jobs}
+    if arguments.resume and arguments.storage is None:
+        raise UsageError("--resume goes on with a study in a --storage, and none is given; name its file or URL")
+    if arguments.resume and not arguments.words:
+        return resume(
+            arguments.storage, name=arguments.name or NAME, seeds=arguments.seeds, parent=arguments.parent, **work
+        )
+    names = (
+        "like",
+        "data",
+        "match",
+        "baseline",
+        "budget",
+        "steps",
+        "seeds",
+        "tuning_trials",
+        "learning_rates",
+        "margin",
+    )
+    options = {name: getattr(arguments, name) for name in names}
+    study = read_study(arguments.words, contrasts=arguments.contrast, **options)
+    return begin(study, storage=arguments.storage, name=arguments.name, must_exist=arguments.resume, **work)
+
+
+def _jobs(device: str) -> int:
+    return (os.cpu_count() or 1) if device == "cpu" else 1
+
+
+def _estimate(here: Run, left: int) -> str:
+    founding, study = here.founding, here.study
+    tokens = founding.steps * study.rows * here.context
+    minutes = here.seconds_left / 60
+    about = f", about {max(1, round(minutes))} min" if minutes == minutes else ""
+    return f"{left} trials of {founding.steps:,} steps ({tokens:,} tokens) in {here.jobs} processes{about}"
+
+
+def _kept(here: Run) -> str:
+    return "" if here.default_storage else f", and {here.command(here.study.seeds)}"
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Report]:
+    """A progress bar over trials on stderr, where somebody watches."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.fields[text]}"), BarColumn(), TimeRemainingColumn())
+    terminal = sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not terminal or not total) as bars:
+        task = bars.add_task("", total=1.0, text="")
+
+        def report(done: int, trials: int, share: float) -> None:
+            bars.update(task, completed=done + share, total=trials, text=f"trial {min(done + 1, trials)} of {trials}")
+
+        yield report
+
+
+def _finish(comparison: Comparison, arguments: argparse.Namespace) -> None:
+    from ..studies import EXPORTS, draw_comparison, draw_methods
+
+    if arguments.out is not None:
+        write(arguments.out, EXPORTS[arguments.export or "json"](comparison))
+    elif arguments.export is not None:
+        show(lambda width, color: EXPORTS[arguments.export](comparison))
+        return
+    show(lambda width, color: draw_comparison(comparison, width=width, color=color))
+    if arguments.methods:
+        show(lambda width, color: f"\n{draw_methods(comparison)}")
