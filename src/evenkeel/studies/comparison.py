@@ -66,8 +66,8 @@ class ArmSummary:
     at_edge: whether the best still lay at an end of the range when it stopped growing. tuned: (learning rate, loss
     counted) of each tuning trial, by rate. losses: of the paired trials by seed, as counted. deviation: their sample
     standard deviation. sensitivity: Wortsman's, over the tuning trials. copy_loss, tokens_per_second, health: means
-    over paired trials. steps_to_target: the mean step at which the held-out loss first passed the study's target; NaN
-    where some trial never did. findings: codes at warning or above, with the number of paired trials that had them.
+    over paired trials. steps_to_target: the step at which their mean held-out loss first passed the study's target; NaN
+    where it never did. findings: codes at warning or above, with the number of paired trials that had them.
     """
 
     plan: ArmPlan
