@@ -1,0 +1,84 @@
+"""Axes: values laid on places, round ticks, and ranges that one outlier does not stretch."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .comparison import Verdict
+
+_FARTHEST = 8  # times the typical reach; what reaches further stretches no axis and is cut at its end
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Values from low to high on places from start to end; logarithmic: equal factors are equally far apart."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    logarithmic: bool = False
+
+    def __call__(self, value: float) -> float:
+        """The place of a value; of one outside, the nearer end."""
+        low, high, inside = self._turned(self.low), self._turned(self.high), self._turned(self._within(value))
+        share = (inside - low) / (high - low) if high > low else 0.5
+        return self.start + share * (self.end - self.start)
+
+    def holds(self, value: float) -> bool:
+        """Whether a value lies inside."""
+        return self.low <= value <= self.high
+
+    def ticks(self, most: int) -> list[float]:
+        """At most so many round values inside, evenly spaced in what is drawn."""
+        return self._factors(most) if self.logarithmic else _steps(self.low, self.high, most)
+
+    def _within(self, value: float) -> float:
+        return min(max(value, self.low), self.high)
+
+    def _turned(self, value: float) -> float:
+        return math.log(value) if self.logarithmic else value
+
+    def _factors(self, most: int) -> list[float]:
+        first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
+        for leading in ((1, 2, 5), (1, 3), (1,)):
+            found = [float(f"{digit}e{power}") for power in range(first, last + 1) for digit in leading]
+            found = [value for value in found if self.holds(value)]
+            if len(found) <= most:
+                break
+        return found[:: max(1, math.ceil(len(found) / most))]
+
+
+def _steps(low: float, high: float, most: int) -> list[float]:
+    if not low < high:
+        return [low]
+    least = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least)
+    return [index * step for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def interval_range(verdicts: Iterable[Verdict], margin: float) -> tuple[float, float]:
+    """What an axis of differences spans: 0, the margin on both sides, and the intervals that are not far outside."""
+    ends = [(item.interval.low, item.interval.high) for item in verdicts]
+    ends = [(low, high) for low, high in ends if math.isfinite(low) and math.isfinite(high)]
+    reaches = [max(-low, high, margin) for low, high in ends]
+    farthest = _FARTHEST * statistics.median_low(reaches or [margin])
+    ends = [pair for pair, reach in zip(ends, reaches, strict=True) if reach <= farthest]
+    return _with_room(min([-margin, *(low for low, _ in ends)]), max([margin, *(high for _, high in ends)]))
+
+
+def loss_range(losses: Iterable[float]) -> tuple[float, float]:
+    """What an axis of losses spans: from the lowest up, without those far above most; one or more are finite."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    low = min(finite)
+    farthest = low + _FARTHEST * (statistics.median_low(finite) - low)
+    return _with_room(low, max([loss for loss in finite if loss <= farthest]))
+
+
+def _with_room(low: float, high: float) -> tuple[float, float]:
+    room = 0.05 * (high - low) or 0.01 * abs(low) or 1.0
+    return low - room, high + room
