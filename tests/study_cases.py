@@ -51,16 +51,20 @@ def partial() -> Comparison:
         for arm in whole.arms
     ]
     arms[2:] = [replace(arm, learning_rate=math.nan, at_edge=False, sensitivity=math.nan) for arm in arms[2:]]
-    nothing = Interval(math.nan, math.nan, math.nan)
+    nothing = Interval(math.nan, -math.inf, math.inf)
     verdicts = [
         replace(
             item,
             word="undecided",
+            bootstrap=None,
+            command="",
             differences={},
             interval=nothing,
             more_pairs=None,
             more_seconds=None,
-            **dict.fromkeys(("p", "adjusted", "probability"), math.nan),
+            p=1.0,
+            adjusted=1.0,
+            probability=math.nan,
         )
         for item in whole.verdicts
     ]
@@ -156,9 +160,9 @@ def _comparison(
     results = []
     for arm in study.names:
         mean = statistics.mean(losses[arm])
-        results += [_result(arm, "tuning", rate, TUNING_SEED, loss) for rate, loss in _bowl(mean)]
+        results += [_result(arm, "tuning", rate, TUNING_SEED, loss) for rate, loss in _bowl(mean, _best(arm))]
         for seed, loss in enumerate(losses[arm]):
-            results.append(_result(arm, "paired", 0.004, seed, loss, diverged=(arm, seed) in (diverged or ())))
+            results.append(_result(arm, "paired", _best(arm), seed, loss, diverged=(arm, seed) in (diverged or ())))
     arms = tuple(_summary(arm, results) for arm in study.arms)
     counted = {arm.plan.arm.name: arm.losses for arm in arms}
     return Comparison(
@@ -182,8 +186,13 @@ def _comparison(
     )
 
 
-def _bowl(best: float) -> list[tuple[float, float]]:
-    return [(rate, best + 0.03 * (math.log2(rate / 0.004) + 0.2) ** 2) for rate in _RATES]
+def _best(arm: str) -> float:
+    """The learning rate at which an arm is best: sigmoid's is at the edge."""
+    return _RATES[-1] if arm == "sigmoid" else 0.004
+
+
+def _bowl(loss: float, best: float) -> list[tuple[float, float]]:
+    return [(rate, loss + 0.03 * (math.log2(rate / best) + 0.2) ** 2) for rate in _RATES]
 
 
 def _result(arm: str, role: Any, rate: float, seed: int, loss: float, *, diverged: bool = False) -> TrialResult:
@@ -228,7 +237,7 @@ def _summary(arm: Arm, results: Sequence[TrialResult]) -> ArmSummary:
             flops=4_512_000 + 12 * larger,
             difference=(larger - 684) / 713_684,
         ),
-        learning_rate=0.016 if arm.name == "sigmoid" else 0.004,
+        learning_rate=_best(arm.name),
         at_edge=arm.name == "sigmoid",
         tuned=tuned,
         losses=losses,

@@ -21,7 +21,7 @@ from ..rules import RULES
 from ..schema import printable
 from .comparison import VERDICT_WORDS, ArmSummary, Comparison, Verdict, VerdictWord
 from .scales import Scale, interval_range
-from .wording import MISSING, Wording, duration, p_value, shown
+from .wording import MISSING, Wording, duration, shown
 
 VERDICT_STYLES: Mapping[VerdictWord, str] = {"better": "green", "worse": "red", "tie": "cyan", "undecided": "yellow"}
 
@@ -203,18 +203,19 @@ def _contrast_names(wording: Wording) -> list[Cell]:
 
 
 def _contrasts(wording: Wording) -> list[_Column]:
-    verdicts, difference = wording.comparison.verdicts, wording.difference
-    boots = [item.bootstrap for item in verdicts]
+    verdicts = wording.comparison.verdicts
+    intervals = [wording.ends(item.interval) for item in verdicts]
+    resampled = [wording.ends(item.bootstrap) for item in verdicts]
     return [
         _Column("", "verdict", [Cell(item.word, style=VERDICT_STYLES[item.word]) for item in verdicts]),
-        _Column("", "mean", _cells(difference(item.interval.mean) for item in verdicts)),
-        _Column("95% interval", "from", _cells(difference(item.interval.low) for item in verdicts)),
-        _Column("95% interval", "to", _cells(difference(item.interval.high) for item in verdicts)),
-        _Column("p", "alone", _cells(p_value(item.p) for item in verdicts)),
-        _Column("p", "Holm", _cells(p_value(item.adjusted) for item in verdicts)),
+        _Column("", "mean", _cells(wording.difference(item.interval.mean) for item in verdicts)),
+        _Column("95% interval", "from", _cells(low for low, _ in intervals)),
+        _Column("95% interval", "to", _cells(high for _, high in intervals)),
+        _Column("p", "alone", _cells(wording.p_value(item, item.p) for item in verdicts)),
+        _Column("p", "Holm", _cells(wording.p_value(item, item.adjusted) for item in verdicts)),
         _Column("P of", "better", _cells(shown(item.probability, share) for item in verdicts)),
-        _Column("bootstrap", "from", _cells(difference(boot.low) if boot else MISSING for boot in boots)),
-        _Column("bootstrap", "to", _cells(difference(boot.high) if boot else MISSING for boot in boots)),
+        _Column("bootstrap", "from", _cells(low for low, _ in resampled)),
+        _Column("bootstrap", "to", _cells(high for _, high in resampled)),
     ]
 
 
@@ -245,7 +246,7 @@ def _interval(verdict: Verdict, scale: Scale, margin: float) -> str:
         places[round(scale(value))] = mark
     interval = verdict.interval
     if math.isfinite(interval.low) and math.isfinite(interval.high):
-        first, last = round(scale(interval.low)), round(scale(interval.high))
+        first, last = round(scale.nearest(interval.low)), round(scale.nearest(interval.high))
         places[first : last + 1] = "─" * (last - first + 1)
         places[first] = "├" if scale.holds(interval.low) else "◄"
         places[last] = "┤" if scale.holds(interval.high) else "►"
@@ -257,8 +258,8 @@ def _interval(verdict: Verdict, scale: Scale, margin: float) -> str:
 def _axis(scale: Scale) -> tuple[str, str]:
     places = round(scale.end) + 1
     line, numbers = ["─"] * places, [" "] * places
-    for tick in scale.ticks(places // _PLACES_PER_TICK):
-        place, text = round(scale(tick)), f"{tick:+g}" if tick else "0"
+    for tick, text in scale.labelled(places // _PLACES_PER_TICK, "+"):
+        place = round(scale(tick))
         line[place] = "┴"
         start = min(max(place - len(text) // 2, 0), places - len(text))
         numbers[start : start + len(text)] = text

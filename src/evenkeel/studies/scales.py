@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .comparison import Verdict
@@ -23,10 +23,14 @@ class Scale:
     logarithmic: bool = False
 
     def __call__(self, value: float) -> float:
-        """The place of a value; of one outside, the nearer end."""
-        low, high, inside = self._turned(self.low), self._turned(self.high), self._turned(self._within(value))
-        share = (inside - low) / (high - low) if high > low else 0.5
+        """The place of a value; of one outside, on beyond the ends."""
+        low, high = self._turned(self.low), self._turned(self.high)
+        share = (self._turned(value) - low) / (high - low) if high > low else 0.5
         return self.start + share * (self.end - self.start)
+
+    def nearest(self, value: float) -> float:
+        """The place of a value; of one outside, the nearer end."""
+        return self(min(max(value, self.low), self.high))
 
     def holds(self, value: float) -> bool:
         """Whether a value lies inside."""
@@ -36,8 +40,14 @@ class Scale:
         """At most so many round values inside, evenly spaced in what is drawn."""
         return self._factors(most) if self.logarithmic else _steps(self.low, self.high, most)
 
-    def _within(self, value: float) -> float:
-        return min(max(value, self.low), self.high)
+    def labelled(self, most: int, sign: str = "") -> list[tuple[float, str]]:
+        """The ticks with their labels, all with as many decimals as one needs. sign: "+" to show it, but at 0."""
+        ticks = self.ticks(most)
+        texts = [f"{tick:.6f}".rstrip("0").rstrip(".") if 1e-4 <= abs(tick) < 1e6 else f"{tick:g}" for tick in ticks]
+        if self.logarithmic or any("e" in text for text in texts):
+            return list(zip(ticks, texts, strict=True))
+        decimals = max((len(text.partition(".")[2]) for text in texts), default=0)
+        return [(tick, f"{tick:{sign}z,.{decimals}f}" if tick else "0") for tick in ticks]
 
     def _turned(self, value: float) -> float:
         return math.log(value) if self.logarithmic else value
@@ -62,21 +72,26 @@ def _steps(low: float, high: float, most: int) -> list[float]:
 
 
 def interval_range(verdicts: Iterable[Verdict], margin: float) -> tuple[float, float]:
-    """What an axis of differences spans: 0, the margin on both sides, and the intervals that are not far outside."""
-    ends = [(item.interval.low, item.interval.high) for item in verdicts]
-    ends = [(low, high) for low, high in ends if math.isfinite(low) and math.isfinite(high)]
+    """What an axis of differences spans: 0, the margin on both sides, and every contrast that is not far outside."""
+    ends = [pair for pair in map(_ends, verdicts) if all(map(math.isfinite, pair))]
     reaches = [max(-low, high, margin) for low, high in ends]
     farthest = _FARTHEST * statistics.median_low(reaches or [margin])
     ends = [pair for pair, reach in zip(ends, reaches, strict=True) if reach <= farthest]
     return _with_room(min([-margin, *(low for low, _ in ends)]), max([margin, *(high for _, high in ends)]))
 
 
-def loss_range(losses: Iterable[float]) -> tuple[float, float]:
-    """What an axis of losses spans: from the lowest up, without those far above most; one or more are finite."""
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    low = min(finite)
-    farthest = low + _FARTHEST * (statistics.median_low(finite) - low)
-    return _with_room(low, max([loss for loss in finite if loss <= farthest]))
+def loss_range(curves: Iterable[Sequence[float]]) -> tuple[float, float]:
+    """What an axis of losses spans: the best of every curve, and all that is not far above most. All are finite."""
+    curves = list(curves)
+    losses = [loss for curve in curves for loss in curve]
+    low = min(losses)
+    farthest = max(low + _FARTHEST * (statistics.median_low(losses) - low), *(min(curve) for curve in curves))
+    return _with_room(low, max(loss for loss in losses if loss <= farthest))
+
+
+def _ends(verdict: Verdict) -> tuple[float, float]:
+    shown = (verdict.interval.low, verdict.interval.high, *verdict.differences.values())
+    return min(shown), max(shown)
 
 
 def _with_room(low: float, high: float) -> tuple[float, float]:

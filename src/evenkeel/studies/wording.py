@@ -31,11 +31,6 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
-def p_value(value: float) -> str:
-    """A p-value with four decimals."""
-    return shown(value, lambda p: "<0.0001" if p < 1e-4 else f"{p:.4f}")
-
-
 @dataclass(frozen=True)
 class Wording:
     """The words for one comparison. Names are safe to print; losses have as many decimals as their noise allows."""
@@ -62,9 +57,22 @@ class Wording:
         """A difference of losses, with its sign."""
         return shown(value, lambda number: f"{number:+z.{self.decimals}f}")
 
-    def interval(self, interval: Interval) -> str:
-        """The two ends of an interval in brackets."""
-        return f"[{self.difference(interval.low)}, {self.difference(interval.high)}]"
+    def ends(self, interval: Interval | None) -> tuple[str, str]:
+        """The two ends of an interval; dashes where there is none, or where it leaves everything open."""
+        if interval is None or not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+            return MISSING, MISSING
+        return self.difference(interval.low), self.difference(interval.high)
+
+    def interval(self, interval: Interval | None) -> str:
+        """The two ends in brackets, or one dash."""
+        low, high = self.ends(interval)
+        return MISSING if low == MISSING else f"[{low}, {high}]"
+
+    def p_value(self, verdict: Verdict, value: float) -> str:
+        """A contrast's p-value with four decimals; a dash for fewer than the two pairs that a test needs."""
+        if len(verdict.differences) < 2:
+            return MISSING
+        return shown(value, lambda p: "<0.0001" if p < 1e-4 else f"{p:.4f}")
 
     def label(self, arm: str) -> str:
         """What an arm is called where room is short: its name, or its number where `numbered`."""
