@@ -20,7 +20,7 @@ from ..report.terminal import WIDTH, drawn, grid, safe
 from ..rules import RULES
 from ..schema import printable
 from .comparison import VERDICT_WORDS, ArmSummary, Comparison, Verdict, VerdictWord
-from .scales import Scale, interval_range
+from .scales import Scale, difference_range
 from .wording import MISSING, Wording, duration, shown
 
 VERDICT_STYLES: Mapping[VerdictWord, str] = {"better": "green", "worse": "red", "tie": "cyan", "undecided": "yellow"}
@@ -231,7 +231,8 @@ def _intervals(wording: Wording, width: int) -> Text | None:
     ]
     start = max(map(cell_len, labels))
     places = max(width - start, _FEWEST_PLACES)
-    scale = Scale(*interval_range(verdicts, margin), 0, places - 1)
+    ends = [(item.interval.low, item.interval.high) for item in verdicts]
+    scale = Scale(*difference_range(ends, margin), 0, places - 1)
     lines = [Text("intervals: left of │ the first is better", "bold")]
     for label, verdict in zip(labels, verdicts, strict=True):
         lines.append(Text(label).append(_interval(verdict, scale, margin), VERDICT_STYLES[verdict.word]))
@@ -263,7 +264,7 @@ def _axis(scale: Scale) -> tuple[str, str]:
         line[place] = "┴"
         start = min(max(place - len(text) // 2, 0), places - len(text))
         numbers[start : start + len(text)] = text
-    return "".join(line), "".join(numbers)
+    return "".join(line), "".join(numbers).rstrip()
 
 
 def _undecided(wording: Wording, width: int) -> Text | None:

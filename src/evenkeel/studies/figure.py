@@ -30,7 +30,7 @@ from .canvas import (
 )
 from .comparison import Comparison, Verdict, VerdictWord
 from .curves import draw_curves
-from .scales import Scale, interval_range
+from .scales import Scale, difference_range
 from .wording import Wording, shown
 
 _WIDTH = 980
@@ -119,7 +119,8 @@ class _Forest:
 
     @cached_property
     def scale(self) -> Scale:
-        low, high = interval_range(self.verdicts, self.wording.comparison.study.margin)
+        drawn = ((item.interval.low, item.interval.high, *item.differences.values()) for item in self.verdicts)
+        low, high = difference_range(drawn, self.wording.comparison.study.margin)
         return Scale(low, high, self.box.left, self.box.right)
 
     def draw(self) -> float:

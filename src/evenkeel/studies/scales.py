@@ -7,8 +7,6 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .comparison import Verdict
-
 _FARTHEST = 8  # times the typical reach; what reaches further stretches no axis and is cut at its end
 
 
@@ -65,19 +63,24 @@ class Scale:
 def _steps(low: float, high: float, most: int) -> list[float]:
     if not low < high:
         return [low]
-    least = (high - low) / most
-    power = 10.0 ** math.floor(math.log10(least))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least)
-    return [index * step for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    power = math.floor(math.log10((high - low) / most))
+    for step in (float(f"{digit}e{power + further}") for further in (0, 1) for digit in (1, 2, 5)):
+        first, last = math.ceil(low / step), math.floor(high / step)
+        if last - first < most:
+            break
+    return [index * step for index in range(first, last + 1)]
 
 
-def interval_range(verdicts: Iterable[Verdict], margin: float) -> tuple[float, float]:
-    """What an axis of differences spans: 0, the margin on both sides, and every contrast that is not far outside."""
-    ends = [pair for pair in map(_ends, verdicts) if all(map(math.isfinite, pair))]
-    reaches = [max(-low, high, margin) for low, high in ends]
+def difference_range(contrasts: Iterable[Sequence[float]], margin: float) -> tuple[float, float]:
+    """What an axis of differences spans: 0, the margin on both sides, and every contrast that is not far outside.
+
+    contrasts: what is drawn of each, of which one with a number that is not finite is left out.
+    """
+    finite = [values for values in contrasts if all(map(math.isfinite, values))]
+    reaches = [max(map(abs, (*values, margin))) for values in finite]
     farthest = _FARTHEST * statistics.median_low(reaches or [margin])
-    ends = [pair for pair, reach in zip(ends, reaches, strict=True) if reach <= farthest]
-    return _with_room(min([-margin, *(low for low, _ in ends)]), max([margin, *(high for _, high in ends)]))
+    shown = [value for values, reach in zip(finite, reaches, strict=True) if reach <= farthest for value in values]
+    return _with_room(min(-margin, *shown, margin), max(-margin, *shown, margin))
 
 
 def loss_range(curves: Iterable[Sequence[float]]) -> tuple[float, float]:
@@ -87,11 +90,6 @@ def loss_range(curves: Iterable[Sequence[float]]) -> tuple[float, float]:
     low = min(losses)
     farthest = max(low + _FARTHEST * (statistics.median_low(losses) - low), *(min(curve) for curve in curves))
     return _with_room(low, max(loss for loss in losses if loss <= farthest))
-
-
-def _ends(verdict: Verdict) -> tuple[float, float]:
-    shown = (verdict.interval.low, verdict.interval.high, *verdict.differences.values())
-    return min(shown), max(shown)
 
 
 def _with_room(low: float, high: float) -> tuple[float, float]:
