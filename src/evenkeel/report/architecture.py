@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -15,7 +14,8 @@ from ..schema import SEVERITIES, Document, Finding, printable
 from .places import compress
 from .quantities import count, digits, number, share
 from .table import Cell, Table
-from .text import WIDTH, render_findings
+from .terminal import WIDTH, drawn
+from .text import render_findings
 
 _UNITS = ((10**15, "P"), (10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 _BYTES = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
@@ -29,18 +29,10 @@ def render(
     width = width or WIDTH
     sections: list[RenderableType] = [_conclusion(document), _parts(document), _costs(document.costs).draw()]
     sections.append(_closing_costs(document))
-    console = Console(
-        file=io.StringIO(), width=width, height=100, color_system="standard" if color else None, no_color=not color,
-        markup=False, emoji=False, highlight=False,
-    )  # fmt: skip
-    for section in sections:
-        console.print(section)
-        console.print()
-    assert isinstance(console.file, io.StringIO)
-    drawn = "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+    body = drawn(sections, width, color).rstrip("\n")
     findings = render_findings(document, width=width, color=color, new=new).rstrip("\n")
     closing = _closing(document)
-    return "\n\n".join(part for part in (drawn.rstrip("\n"), findings, closing) if part) + "\n"
+    return "\n\n".join(part for part in (body, findings, closing) if part) + "\n"
 
 
 def _conclusion(document: Description) -> Text:

@@ -14,15 +14,16 @@ from .blocks import MARKS
 
 STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
-_LONGEST_LABEL = 30
+LONGEST_LABEL = 30
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A number as text, and the severity of the finding that points at it."""
+    """A number as text, and the severity of the finding that points at it; style: where none does."""
 
     text: str = ""
     mark: Severity | None = None
+    style: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ class Table:
     def draw(self) -> Text:
         """The table as lines of text."""
         widths = self._widths
-        lines = [self._group_line(widths), _line(Cell(self.corner), self._label_width, self._titles, widths)]
+        grouped = any(group for group, _ in self.heads)
+        lines = [self._group_line(widths)] if grouped else []
+        lines.append(_line(Cell(self.corner), self._label_width, self._titles, widths))
         for line in lines:
             line.stylize("dim")
         for label, row in zip(self.labels, self.cells, strict=True):
@@ -92,9 +95,9 @@ def _line(label: Cell, label_width: int, row: Sequence[Cell], widths: Sequence[i
 
 
 def _append(line: Text, cell: Cell) -> None:
-    style = STYLES[cell.mark] if cell.mark else ""
+    style = STYLES[cell.mark] if cell.mark else cell.style
     line.append(cell.text + (MARKS[cell.mark] if cell.mark else " "), style)
 
 
 def _cut(label: str) -> str:
-    return label if len(label) <= _LONGEST_LABEL else "…" + label[-_LONGEST_LABEL + 1 :]
+    return label if len(label) <= LONGEST_LABEL else "…" + label[-LONGEST_LABEL + 1 :]

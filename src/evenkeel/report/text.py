@@ -5,13 +5,12 @@ Everything from outside is drawn as rich `Text`, never as markup, and without it
 
 from __future__ import annotations
 
-import io
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -20,8 +19,7 @@ from .blocks import COLUMNS, MARKS, Column, filled, fitting, marks, worst
 from .places import Latest, Row, Stack, latest, stacks, where
 from .quantities import count, number, parameters, quantity, share
 from .table import STYLES, Cell, Table
-
-WIDTH = 80
+from .terminal import WIDTH, drawn, grid, safe
 
 _PLURALS: dict[Severity, str] = {"error": "errors", "warning": "warnings", "info": "info"}
 
@@ -50,14 +48,14 @@ def render(
         _missing(document),
         _closing(document, new),
     ]
-    return _drawn(sections, width, color)
+    return drawn(sections, width, color)
 
 
 def render_findings(
     document: Document, *, width: int | None = None, color: bool = False, new: Collection[Finding] | None = None
 ) -> str:
     """The findings alone, each with where, what was measured, why, and what to do; new: findings to mark as new."""
-    return _drawn(_findings(document.findings, new), width or WIDTH, color)
+    return drawn(_findings(document.findings, new), width or WIDTH, color)
 
 
 def render_side_by_side(
@@ -66,56 +64,21 @@ def render_side_by_side(
     """Two documents beside each other: the head's numbers, findings, and the most important numbers of each block."""
     width = width or WIDTH
     sides = [_Side(document, clean_name(title)[:12]) for document, title in zip((left, right), titles, strict=True)]
-    return _drawn([_summaries(sides), _paired_table(sides, width)], width, color)
-
-
-def _drawn(sections: Iterable[RenderableType | None], width: int, color: bool) -> str:
-    console = Console(
-        file=io.StringIO(),
-        width=width,
-        height=100,  # with both sizes given, rich asks neither the terminal nor the environment
-        color_system="standard" if color else None,
-        no_color=not color,
-        markup=False,
-        emoji=False,
-        highlight=False,
-        legacy_windows=False,
-    )
-    with console.capture() as capture:
-        for section in sections:
-            if section is not None:
-                console.print(section)
-                console.print()
-    lines = (line.rstrip() for line in capture.get().split("\n"))
-    return "\n".join(lines).strip("\n") + "\n"
-
-
-def _safe(text: str, style: str = "") -> Text:
-    return Text(printable(text), style)
-
-
-def _grid(rows: Iterable[tuple[str, Text]]) -> Grid | None:
-    """Labels on the left, text wrapped on the right."""
-    grid = Grid.grid(padding=(0, 2, 0, 0))
-    grid.add_column(no_wrap=True, style="dim")
-    grid.add_column(overflow="fold")
-    for label, text in rows:
-        grid.add_row(Text(label), text)
-    return grid if grid.row_count else None
+    return drawn([_summaries(sides), _paired_table(sides, width)], width, color)
 
 
 def _header(document: Document) -> Grid | None:
     model, data = document.model, document.data
     size = ", ".join((parameters(model.parameters), model.dtype, model.device))
     source = ", ".join((data.source, *([count(data.tokens, "token")] if data.tokens else [])))
-    rows = [("tool", _safe(document.tool)), ("model", _safe(f"{clean_name(model.class_name)}: {size}"))]
-    rows.append(("data", _safe(source)))
+    rows = [("tool", safe(document.tool)), ("model", safe(f"{clean_name(model.class_name)}: {size}"))]
+    rows.append(("data", safe(source)))
     if data.kind == "random":
         rows.append(("", Text("random inputs: weak evidence for what real data would show", STYLES["warning"])))
     steps = sorted({reading.step for reading in document.readings})
     if len(steps) > 1:
         rows.append(("steps", Text(f"{len(steps)} measured, {steps[0]} to {steps[-1]}; each number is its newest")))
-    return _grid([*rows, *(("note", _safe(note)) for note in document.notes)])
+    return grid([*rows, *(("note", safe(note)) for note in document.notes)])
 
 
 def _tables(document: Document, newest: Latest, width: int) -> Iterator[Text]:
@@ -127,7 +90,7 @@ def _tables(document: Document, newest: Latest, width: int) -> Iterator[Text]:
 
         columns = fitting(filled(stack.rows, newest), lambda chosen: table(chosen).width, width)
         shown.update({column.title: column.meaning for column in columns})
-        yield Text("\n").join([_safe(_title(stack), "bold"), table(columns).draw()])
+        yield Text("\n").join([safe(_title(stack), "bold"), table(columns).draw()])
     if shown:
         yield _legend(shown, document.findings)
 
@@ -167,7 +130,7 @@ def _head(document: Document, newest: Latest) -> Grid | None:
         rows.append(("head " + MARKS[severity] if severity else "head", line))
         if len(heads) > 1:
             line.append(f" ({clean_name(site.path)})")
-    return _grid(rows)
+    return grid(rows)
 
 
 def _head_numbers(site: Site, newest: Latest) -> Iterator[tuple[str, str]]:
@@ -189,8 +152,8 @@ def _findings(findings: Sequence[Finding], new: Collection[Finding] | None) -> I
         line.append(f"{MARKS[finding.severity]} {finding.severity} ", STYLES[finding.severity])
         line.append(printable(f"{finding.code} {finding.rule}"), "bold")
         line.append(_news(finding, new), "dim")
-        details = _grid([*_details(finding), *_consequences(consequences, new)])
-        yield Group(line, _safe(finding.message), *([details] if details else []))
+        details = grid([*_details(finding), *_consequences(consequences, new)])
+        yield Group(line, safe(finding.message), *([details] if details else []))
 
 
 def _by_cause(findings: Sequence[Finding]) -> list[list[Finding]]:
@@ -229,20 +192,20 @@ def _measured(finding: Finding) -> Iterator[str]:
 
 
 def _details(finding: Finding) -> Iterator[tuple[str, Text]]:
-    yield "  where", _safe(where(finding.sites))
+    yield "  where", safe(where(finding.sites))
     for text in _measured(finding):
-        yield "  measured", _safe(text)
-    yield "  why", _safe(finding.why)
+        yield "  measured", safe(text)
+    yield "  why", safe(finding.why)
     for label, advice in zip(("  change", *[""] * len(finding.advice)), finding.advice, strict=False):
-        yield label, _safe(advice)
+        yield label, safe(advice)
     if finding.change is not None:
-        yield ("" if finding.advice else "  change"), _safe(f"{finding.change.axis} = {finding.change.value}")
+        yield ("" if finding.advice else "  change"), safe(f"{finding.change.axis} = {finding.change.value}")
     if finding.try_command:
-        yield "  try", _safe(finding.try_command)
+        yield "  try", safe(finding.try_command)
     if finding.source:
-        yield "  source", _safe(finding.source)
+        yield "  source", safe(finding.source)
     if finding.claims:
-        yield "  claims", _safe(", ".join(finding.claims))
+        yield "  claims", safe(", ".join(finding.claims))
 
 
 def _missing(document: Document) -> Grid | None:
@@ -251,13 +214,13 @@ def _missing(document: Document) -> Grid | None:
     for site in document.sites:
         if site.status != "measured":
             groups[site.status.replace("_", " "), site.reason].append(site.id)
-    rows = [(status, _safe(f"{where(ids)}: {reason}")) for (status, reason), ids in groups.items()]
+    rows = [(status, safe(f"{where(ids)}: {reason}")) for (status, reason), ids in groups.items()]
     unjudged: dict[str, list[str]] = defaultdict(list)
     for status in document.rules:
         if status.status == "not_measured":
             unjudged[status.reason or "readings missing, too few, or NaN"].append(status.code)
-    rows += [("not judged", _safe(f"{', '.join(codes)}: {reason}")) for reason, codes in unjudged.items()]
-    return _grid(rows)
+    rows += [("not judged", safe(f"{', '.join(codes)}: {reason}")) for reason, codes in unjudged.items()]
+    return grid(rows)
 
 
 def _closing(document: Document, new: Collection[Finding] | None) -> Text:
@@ -320,7 +283,7 @@ def _summaries(sides: Sequence[_Side]) -> Grid:
         codes = [side.codes(severity) for side in sides]
         if any(codes):
             grid.add_row(
-                _PLURALS[severity], *(_safe(text or "none", STYLES[severity] if text else "") for text in codes)
+                _PLURALS[severity], *(safe(text or "none", STYLES[severity] if text else "") for text in codes)
             )
     if not any(side.document.findings for side in sides):
         grid.add_row("findings", *(Text("none") for _ in sides))
