@@ -6,8 +6,9 @@ import textwrap
 from collections.abc import Iterable, Iterator
 
 from ..rules import RULES
-from ._claim import Bound, Claim, Language, MeasuredClaim, Role, Stance, Text, Verdict
+from ._claim import Bound, Claim, MeasuredClaim, Role, Stance, Verdict
 from ._documents import DOCUMENTS
+from ._text import Language, Text, in_language
 
 _WIDEST = 100
 _INDENT = "  "
@@ -56,11 +57,6 @@ _HINT = Text(
     es="evenkeel claims ID muestra los números de un veredicto junto a su criterio.",
     pt="evenkeel claims ID mostra os números de um veredito ao lado do seu critério.",
 )
-
-
-def in_language(text: Text, language: Language) -> str:
-    """The words of a text in one language."""
-    return getattr(text, language)
 
 
 def draw_table(measured: Iterable[MeasuredClaim], language: Language, width: int | None = None) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from ._claim import LANGUAGES, MeasuredClaim
+from ._claim import MeasuredClaim
 from ._drawing import ROLES, cited, interval, said_in
+from ._text import LANGUAGES
 
 _INTRODUCTION = """\
 # The claims ledger

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import functional as F
-from ._claim import Bound, Claim, Measurement, Text
-from ._documents import sentences_of
+from ._claim import Bound, Claim, Measurement
+from ._text import Text
 
 _VOCABULARY = 128_256
 _FORMATS = {
@@ -70,7 +70,6 @@ C20 = Claim(
         pt="A softmax dá valores positivos que somam 1 e amplifica as diferenças: os logits 10 e 5 passam a ser cerca "
         "de 150 para 1.",
     ),
-    passages=sentences_of("softmax", 1, 2, 10),
     method=Text(
         en="The ratio for logits 10 and 5; over 128,256 logits from N(0, 4²) in float32, the error of the sum, the "
         "smallest weight, and whether a larger logit ever gets a smaller weight.",
@@ -163,7 +162,6 @@ C22 = Claim(
         pt="exp estoura com logits grandes; subtrair o máximo resolve isso sem mudar o resultado, e toda softmax de "
         "produção faz isso.",
     ),
-    passages=sentences_of("softmax", 17, 18, 19, 20),
     method=Text(
         en="The logit from which exp is infinite in each format; by how much subtracting the maximum changes the "
         "definition in float64; and which installed implementations give the right answer for logits up to 1000 "
@@ -210,7 +208,6 @@ C41 = Claim(
         pt="A softmax dá por natureza distribuições concentradas e não uniformes, e por isso os modelos se mostram "
         "tão confiantes.",
     ),
-    passages=sentences_of("softmax", 11),
     method=Text(
         en="The largest weight and the entropy for 1000 normal logits of standard deviation 0.1, 1, 4 and 10.",
         es="El peso mayor y la entropía con 1000 logits normales de desviación típica 0.1, 1, 4 y 10.",
@@ -267,7 +264,6 @@ C43 = Claim(
         es="La softmax vuelve positivos todos los valores.",
         pt="A softmax torna positivos todos os valores.",
     ),
-    passages=sentences_of("softmax", 1),
     method=Text(
         en="The gap below the largest logit from which the weight is exactly 0, in each format; the logarithm of the "
         "weight at a gap of 1000; and the share of zeros among 128,256 logits from N(0, 4²).",
