@@ -117,6 +117,10 @@ class Claim:
         return tuple(rule.code for rule in RULES.values() if self.id in rule.claims)
 
 
+_VERDICT_OF: dict[Role, Verdict] = {"noise": "undecided", "claim": "does not hold", "caveat": "holds with a caveat"}
+"""What a miss of a bound of each role leads to, the weightiest first."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MeasuredClaim:
     """A claim with the numbers of its experiment; the verdict follows from them."""
@@ -129,17 +133,20 @@ class MeasuredClaim:
         """What the bounds say to the numbers; a number that is NaN or missing leaves the claim undecided."""
         if self.lacks_a_number:
             return "undecided"
-        missed = {bound.role for bound in self.missed}
-        if "noise" in missed:
-            return "undecided"
-        if "claim" in missed:
-            return "does not hold"
-        return "holds with a caveat" if "caveat" in missed else "holds"
+        return _VERDICT_OF[self.deciding[0].role] if self.deciding else "holds"
 
     @property
     def missed(self) -> tuple[Bound, ...]:
         """The bounds whose measurement lies outside."""
         return tuple(bound for bound in self.claim.criterion if not bound.met(self._value(bound)))
+
+    @property
+    def deciding(self) -> tuple[Bound, ...]:
+        """The missed bounds that the verdict follows from; none where it holds."""
+        for role in _VERDICT_OF:
+            if found := tuple(bound for bound in self.missed if bound.role == role):
+                return found
+        return ()
 
     @property
     def reasons(self) -> tuple[Text, ...]:

@@ -1,4 +1,4 @@
-"""Claims on history and on models that are not public: cited, and counted where code can tell (C08, C37, C45, C48, C51)."""
+"""Claims on history and on what is not public: cited, and counted where code can tell (C08, C37, C45, C48, C51)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims on saturation: where a function goes flat and its gradient vanishes, and what range is left (C01, C03, C50)."""
+"""Claims on saturation: where functions go flat and gradients vanish, and what range is left (C01, C03, C50)."""
 
 from __future__ import annotations
 
