@@ -23,8 +23,8 @@ from evenkeel.ledger import (
 )
 from evenkeel.ledger._claim import Stance, count_citations
 
-CITED = ("C08", "C37", "C48")
-WITH_SOURCES = (*CITED, "C06", "C07", "C32", "C45")
+CITED = ("C08", "C37", "C48", "C51")
+WITH_SOURCES = (*CITED, "C06", "C07", "C32", "C45", "C56")
 
 
 def judged(claim: Claim, *stances: Stance) -> MeasuredClaim:
@@ -52,7 +52,10 @@ def test_verdicts_follow_from_the_sources(name: str, stances: tuple[Stance, ...]
 
 def test_what_is_cited_is_counted() -> None:
     """By hand from the lists of sources."""
-    counts = {"C06": (0, 2), "C07": (0, 0), "C08": (0, 0), "C32": (0, 1), "C37": (0, 0), "C45": (0, 0), "C48": (1, 0)}
+    counts = {
+        **{"C06": (0, 2), "C07": (0, 0), "C08": (0, 0), "C32": (0, 1), "C37": (0, 0), "C45": (0, 0), "C48": (1, 0)},
+        **{"C51": (1, 0), "C56": (2, 0)},
+    }
     assert {name for name, claim in CLAIMS.items() if claim.citations} == set(WITH_SOURCES) == set(counts)
     for name, (in_favour, against) in counts.items():
         numbers = {item.name: item.value for item in count_citations(CLAIMS[name].citations)}

@@ -9,40 +9,14 @@ from typing import Any, Literal, get_args
 
 from ..rules import RULES
 from ..schema import encode_number
+from ._documents import Passage, passages_of
+from ._text import Text
 
-Language = Literal["en", "es", "pt"]
 Verdict = Literal["holds", "holds with a caveat", "does not hold", "undecided"]
 Role = Literal["claim", "caveat", "noise"]
 Stance = Literal["says so", "says otherwise", "does not say"]
 
-LANGUAGES: tuple[Language, ...] = get_args(Language)
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Text:
-    """The same words in English, Spanish and Portuguese."""
-
-    en: str
-    es: str
-    pt: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"en": self.en, "es": self.es, "pt": self.pt}
-
-
-@dataclass(frozen=True)
-class Passage:
-    """Where a document says it: the document's name in `DOCUMENTS`, and the number of the sentence, from 1.
-
-    Sentences are counted over the running text; headings, lists of references and page furniture are not sentences.
-    """
-
-    document: str
-    sentence: int
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"document": self.document, "sentence": self.sentence}
 
 
 @dataclass(frozen=True)
@@ -117,15 +91,14 @@ class Bound:
 class Claim:
     """A statement that the documents make, and how it is tested.
 
-    id: C01, C02, ...; permanent. statement: in our own words. passages: where it is said. method: what is measured.
-    measure: the experiment; with seeds of its own, so that the same numbers come each time, clocks aside. criterion:
-    the bounds that give the verdict. ops: the functions it is about. source: of the fact or of the experiment.
+    id: C01, C02, ...; permanent. statement: in our own words. method: what is measured. measure: the experiment; with
+    seeds of its own, so that the same numbers come each time, clocks aside. criterion: the bounds that give the
+    verdict. ops: the functions it is about. source: of the fact or of the experiment.
     citations: what sources say, where code cannot tell.
     """
 
     id: str
     statement: Text
-    passages: tuple[Passage, ...]
     method: Text
     measure: Callable[[], Iterable[Measurement]]
     criterion: tuple[Bound, ...]
@@ -134,9 +107,18 @@ class Claim:
     citations: tuple[Citation, ...] = ()
 
     @property
+    def passages(self) -> tuple[Passage, ...]:
+        """Where it is said."""
+        return passages_of(self.id)
+
+    @property
     def rules(self) -> tuple[str, ...]:
         """Codes of the rules that rest on this claim."""
         return tuple(rule.code for rule in RULES.values() if self.id in rule.claims)
+
+
+_VERDICT_OF: dict[Role, Verdict] = {"noise": "undecided", "claim": "does not hold", "caveat": "holds with a caveat"}
+"""What a miss of a bound of each role leads to, the weightiest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,17 +133,20 @@ class MeasuredClaim:
         """What the bounds say to the numbers; a number that is NaN or missing leaves the claim undecided."""
         if self.lacks_a_number:
             return "undecided"
-        missed = {bound.role for bound in self.missed}
-        if "noise" in missed:
-            return "undecided"
-        if "claim" in missed:
-            return "does not hold"
-        return "holds with a caveat" if "caveat" in missed else "holds"
+        return _VERDICT_OF[self.deciding[0].role] if self.deciding else "holds"
 
     @property
     def missed(self) -> tuple[Bound, ...]:
         """The bounds whose measurement lies outside."""
         return tuple(bound for bound in self.claim.criterion if not bound.met(self._value(bound)))
+
+    @property
+    def deciding(self) -> tuple[Bound, ...]:
+        """The missed bounds that the verdict follows from; none where it holds."""
+        for role in _VERDICT_OF:
+            if found := tuple(bound for bound in self.missed if bound.role == role):
+                return found
+        return ()
 
     @property
     def reasons(self) -> tuple[Text, ...]:

@@ -1,40 +1,78 @@
-"""The five short documents whose statements the ledger tests, by name."""
+"""The five short documents whose statements the ledger tests, by name and by number."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from ._claim import Passage
+from ..catalogue import near_miss
+from ..errors import UsageError
+from ._sentences import SENTENCES, Sentence
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Where a document says it: the document's name in `DOCUMENTS`, and the number of the sentence, from 1.
+
+    Sentences are counted over the running text; headings, lists of references and page furniture are not sentences.
+    """
+
+    document: str
+    sentence: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"document": self.document, "sentence": self.sentence}
 
 
 @dataclass(frozen=True)
 class SourceDocument:
     """A document by its own title.
 
-    languages: those it is written in, the main one first. sentences: how many its running text has.
+    number: with which its file's name begins. languages: those it is written in, the main one first. sentences: those
+    of its running text, in order.
     """
 
+    number: str
     title: str
     languages: tuple[str, ...]
-    sentences: int
+    sentences: tuple[Sentence, ...]
 
+    @property
+    def claims(self) -> tuple[str, ...]:
+        """The ids of the claims that it makes, each once, as they come up."""
+        return tuple(dict.fromkeys(name for sentence in self.sentences for name in sentence.claims))
+
+
+_TITLES = {
+    "sigmoid-es": ("Por qué se evita la sigmoide en los LLM", ("es",)),
+    "sigmoid-en": ("Why Sigmoid Is Avoided in LLMs", ("en",)),
+    "attention-scaling": ("Estabilización de las Puntuaciones de Atención en los Transformadores", ("es",)),
+    "softmax": ("Softmax", ("es", "en")),
+    "swiglu": ("SwiGLU", ("pt", "en")),
+}
 
 DOCUMENTS = {
-    "sigmoid-es": SourceDocument("Por qué se evita la sigmoide en los LLM", ("es",), 23),
-    "sigmoid-en": SourceDocument("Why Sigmoid Is Avoided in LLMs", ("en",), 23),
-    "attention-scaling": SourceDocument(
-        "Estabilización de las Puntuaciones de Atención en los Transformadores", ("es",), 23
-    ),
-    "softmax": SourceDocument("Softmax", ("es", "en"), 20),
-    "swiglu": SourceDocument("SwiGLU", ("pt", "en"), 20),
+    name: SourceDocument(f"{number:03}", title, languages, SENTENCES[name])
+    for number, (name, (title, languages)) in enumerate(_TITLES.items())
 }
 
 
-def sigmoid_sentences(*sentences: int) -> tuple[Passage, ...]:
-    """Sentences of the document on the sigmoid, which says the same in Spanish and in English."""
-    return tuple(Passage(document, number) for document in ("sigmoid-es", "sigmoid-en") for number in sentences)
+def document_named(name: str) -> str:
+    """The name of a document, from its name or its number; raises UsageError if there is none."""
+    by_number = {document.number: known for known, document in DOCUMENTS.items()}
+    found = by_number.get(name, name)
+    if found not in DOCUMENTS:
+        known = ", ".join(f"{number} {title}" for number, title in by_number.items())
+        hint = near_miss(name, [*by_number, *DOCUMENTS], "give one of these")
+        raise UsageError(f"no document is called {name!r}; {hint} ({known})")
+    return found
 
 
-def sentences_of(document: str, *sentences: int) -> tuple[Passage, ...]:
-    """Sentences of one document."""
-    return tuple(Passage(document, number) for number in sentences)
+def passages_of(claim: str) -> tuple[Passage, ...]:
+    """Every sentence that makes a claim, given by its id."""
+    return tuple(
+        Passage(name, number)
+        for name, document in DOCUMENTS.items()
+        for number, sentence in enumerate(document.sentences, 1)
+        if claim in sentence.claims
+    )

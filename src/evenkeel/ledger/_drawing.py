@@ -6,13 +6,14 @@ import textwrap
 from collections.abc import Iterable, Iterator
 
 from ..rules import RULES
-from ._claim import Bound, Claim, Language, MeasuredClaim, Role, Stance, Text, Verdict
+from ._claim import Bound, Claim, MeasuredClaim, Role, Stance, Verdict
 from ._documents import DOCUMENTS
+from ._text import Language, Text, in_language
 
 _WIDEST = 100
 _INDENT = "  "
 
-_VERDICTS: dict[Verdict, Text] = {
+VERDICTS_IN_WORDS: dict[Verdict, Text] = {
     "holds": Text(en="holds", es="se cumple", pt="vale"),
     "holds with a caveat": Text(en="holds with a caveat", es="se cumple con salvedades", pt="vale com ressalvas"),
     "does not hold": Text(en="does not hold", es="no se cumple", pt="não vale"),
@@ -49,18 +50,13 @@ _CITED = Text(en="Cited", es="Citado", pt="Citado")
 _SOURCE = Text(en="Source", es="Fuente", pt="Fonte")
 _RULES = Text(en="Rules", es="Reglas", pt="Regras")
 _OPS = Text(en="Functions", es="Funciones", pt="Funções")
-_YES = Text(en="yes", es="sí", pt="sim")
-_NO = Text(en="no", es="no", pt="não")
+YES = Text(en="yes", es="sí", pt="sim")
+NO = Text(en="no", es="no", pt="não")
 _HINT = Text(
     en="evenkeel claims ID shows the numbers behind a verdict, beside its criterion.",
     es="evenkeel claims ID muestra los números de un veredicto junto a su criterio.",
     pt="evenkeel claims ID mostra os números de um veredito ao lado do seu critério.",
 )
-
-
-def in_language(text: Text, language: Language) -> str:
-    """The words of a text in one language."""
-    return getattr(text, language)
 
 
 def draw_table(measured: Iterable[MeasuredClaim], language: Language, width: int | None = None) -> str:
@@ -78,13 +74,13 @@ def _within(width: int | None) -> int:
 
 
 def _table(measured: tuple[MeasuredClaim, ...], language: Language, width: int) -> Iterator[str]:
-    verdicts = {item.claim.id: in_language(_VERDICTS[item.verdict], language) for item in measured}
+    verdicts = {item.claim.id: in_language(VERDICTS_IN_WORDS[item.verdict], language) for item in measured}
     longest = max(len(verdict) for verdict in verdicts.values())
     for item in measured:
         start = f"{item.claim.id}  {verdicts[item.claim.id]:{longest}}  "
-        yield _wrapped(in_language(item.claim.statement, language), width, start, " " * len(start))
+        yield wrapped(in_language(item.claim.statement, language), width, start, " " * len(start))
     yield ""
-    yield _wrapped(in_language(_HINT, language), width)
+    yield wrapped(in_language(_HINT, language), width)
 
 
 def _page(item: MeasuredClaim, language: Language, width: int) -> Iterator[str]:
@@ -96,10 +92,10 @@ def _page(item: MeasuredClaim, language: Language, width: int) -> Iterator[str]:
         yield from lines
 
     def paragraph(text: str) -> str:
-        return _wrapped(text, width, _INDENT, _INDENT)
+        return wrapped(text, width, _INDENT, _INDENT)
 
-    yield f"{claim.id}  {in_language(_VERDICTS[item.verdict], language)}"
-    yield _wrapped(in_language(claim.statement, language), width)
+    yield f"{claim.id}  {in_language(VERDICTS_IN_WORDS[item.verdict], language)}"
+    yield wrapped(in_language(claim.statement, language), width)
     yield from section(_SAID, (paragraph(line) for line in said_in(claim, language)))
     yield from section(_METHOD, [paragraph(in_language(claim.method, language))])
     yield from section(_MEASURED, _numbers(item))
@@ -149,7 +145,7 @@ def _bounds(item: MeasuredClaim, language: Language) -> Iterator[str]:
             bound.measurement,
             interval(bound),
             f"{values.get(bound.measurement, float('nan')):.4g}",
-            in_language(_NO if bound in item.missed else _YES, language),
+            in_language(NO if bound in item.missed else YES, language),
         )
         for bound in item.claim.criterion
     ]
@@ -178,5 +174,6 @@ def _reasons(item: MeasuredClaim) -> tuple[Text, ...]:
     return item.reasons
 
 
-def _wrapped(text: str, width: int, first: str = "", others: str = "") -> str:
+def wrapped(text: str, width: int, first: str = "", others: str = "") -> str:
+    """A paragraph in lines of some columns; words with hyphens stay whole."""
     return textwrap.fill(text, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)

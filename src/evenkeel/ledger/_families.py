@@ -53,7 +53,7 @@ _DEEPSEEK = {
     "topk_group": 1,
 }
 """Latent attention has head sizes of its own; the second of two layers has experts."""
-_TOKENS = (3, 4, 5, 6, 7, 8)
+TOKENS = (3, 4, 5, 6, 7, 8)
 
 
 def transformers_installed() -> bool:
@@ -131,8 +131,16 @@ def trace(model: nn.Module) -> Traced:
 
     tracer = Tracer(Structure(model), observe)
     with _transformers(), torch.no_grad(), tracer:
-        model(input_ids=torch.tensor([_TOKENS]))
+        model(input_ids=torch.tensor([TOKENS]))
     return Traced(tracer.sites, functions, gates)
+
+
+def predicted(model: nn.Module) -> tuple[float, Tensor]:
+    """What a model makes of six tokens: its own loss with them as labels, and the logits before each next one."""
+    tokens = torch.tensor([TOKENS])
+    with _transformers(), torch.no_grad():
+        found = model(input_ids=tokens, labels=tokens)
+    return found.loss.item(), found.logits[0, :-1]
 
 
 def deepseek_v3_routers() -> int:

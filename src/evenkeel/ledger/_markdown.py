@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from ._claim import LANGUAGES, MeasuredClaim
+from ._claim import MeasuredClaim
+from ._documents import DOCUMENTS
 from ._drawing import ROLES, cited, interval, said_in
+from ._sentences import PLANNED, Sentence
+from ._text import LANGUAGES
 
 _INTRODUCTION = """\
 # The claims ledger
@@ -34,6 +37,35 @@ The measured column is from the machine that made this page.
 def draw_markdown(measured: Iterable[MeasuredClaim]) -> str:
     """The page of all claims given: an overview, then statement, passages, method, criterion and reasons of each."""
     return "\n".join(_page(tuple(measured)))
+
+
+def draw_documents() -> str:
+    """The last part of the page of the whole ledger: every sentence of the documents, and where it leads."""
+    return "\n".join(_documents())
+
+
+def _documents() -> Iterator[str]:
+    yield "## The documents, sentence by sentence"
+    yield ""
+    yield "The fingerprint is the start of the SHA-256 of the sentence. `evenkeel claims --document 002` walks a"
+    yield (
+        "document with its statements, experiments, numbers and verdicts. Claims in brackets need training and are not "
+        "above."
+    )
+    for name, document in DOCUMENTS.items():
+        yield ""
+        yield f"### {document.number} {name}: {document.title}"
+        yield ""
+        yield "| sentence | fingerprint | claims |"
+        yield "|---|---|---|"
+        for number, sentence in enumerate(document.sentences, 1):
+            yield f"| {number} | `{sentence.fingerprint}` | {_claims_made(sentence)} |"
+
+
+def _claims_made(sentence: Sentence) -> str:
+    if sentence.no_claim:
+        return f"no claim: {sentence.no_claim.en}"
+    return ", ".join(f"({name})" if name in PLANNED else f"[{name}](#{name.lower()})" for name in sentence.claims)
 
 
 def _page(measured: tuple[MeasuredClaim, ...]) -> Iterator[str]:

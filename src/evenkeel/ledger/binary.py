@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import functional as F
-from ._claim import Bound, Claim, Measurement, Text
-from ._documents import sigmoid_sentences
+from ._claim import Bound, Claim, Measurement
 from ._stacks import normal
+from ._text import Text
 
 
 def _normalised(values: Tensor) -> Tensor:
@@ -40,7 +40,6 @@ C34 = Claim(
         es="La softmax es un conjunto de sigmoides normalizadas.",
         pt="A softmax é um conjunto de sigmoides normalizadas.",
     ),
-    passages=sigmoid_sentences(16),
     method=Text(
         en="For logits 1, 2 and 3: softmax, sigmoids divided by their sum, and odds σ/(1 − σ) divided by their sum.",
         es="Con los logits 1, 2 y 3: softmax, sigmoides divididas por su suma y razones σ/(1 − σ) divididas por su "
@@ -95,7 +94,6 @@ C35 = Claim(
         es="Para decisiones binarias la sigmoide funciona.",
         pt="Para decisões binárias a sigmoide funciona.",
     ),
-    passages=sigmoid_sentences(17),
     method=Text(
         en="The distance between a two-class softmax and the sigmoid of the difference of its logits; and a classifier "
         "with a sigmoid fitted to 20,000 labels drawn with known probabilities: how far its own are off.",

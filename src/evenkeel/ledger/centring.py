@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .. import functional as F
-from ._claim import Bound, Claim, Measurement, Text
-from ._documents import sigmoid_sentences
+from ._claim import Bound, Claim, Measurement
 from ._slopes import Pointwise, mean_energy, normal_mean, slope_at, slope_second_moment
+from ._text import Text
 
 _FUNCTIONS: dict[str, Pointwise] = {
     "sigmoid": F.sigmoid,
@@ -35,7 +35,6 @@ C09 = Claim(
         es="SiLU, x·σ(x), corrige los defectos de la sigmoide: su salida está centrada y se satura menos.",
         pt="A SiLU, x·σ(x), corrige os defeitos da sigmoide: sua saída é centrada e ela satura menos.",
     ),
-    passages=sigmoid_sentences(15),
     method=Text(
         en="The share of the output's energy that is its mean, under N(0, 1), for five functions; and the slopes of "
         "sigmoid and SiLU at ±10.",
@@ -94,7 +93,6 @@ C31 = Claim(
         es="tanh y GELU son funciones centradas en cero.",
         pt="tanh e GELU são funções centradas em zero.",
     ),
-    passages=sigmoid_sentences(10),
     method=Text(
         en="The mean of the output under N(0, 1), and the share of the output's energy that it makes up.",
         es="La media de la salida bajo N(0, 1) y la parte de la energía de la salida que representa.",

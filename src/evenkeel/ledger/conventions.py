@@ -1,4 +1,4 @@
-"""Claims on history and on models that are not public: cited, and counted where code can tell (C08, C37, C45, C48)."""
+"""Claims on history and on what is not public: cited, and counted where code can tell (C08, C37, C45, C48, C51)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from datetime import date
 
 from ..schema import Site
-from ._claim import Bound, Citation, Claim, Measurement, Passage, Text, count_citations
-from ._documents import sentences_of, sigmoid_sentences
+from ._claim import Bound, Citation, Claim, Measurement, count_citations
 from ._families import installed_families, transformers_installed
+from ._text import Text
 
 _CITED = Text(
     en="Cited, not measured: how many sources say so, and how many say otherwise.",
@@ -29,7 +29,6 @@ C08 = Claim(
         es="SiLU se usa en algunos modelos de lenguaje como InstructGPT.",
         pt="A SiLU é usada em alguns modelos de linguagem como o InstructGPT.",
     ),
-    passages=sigmoid_sentences(15),
     method=_CITED,
     measure=_instruct_gpt,
     criterion=(
@@ -87,7 +86,6 @@ C37 = Claim(
         es="GPT-4 tiene más de 100 capas.",
         pt="O GPT-4 tem mais de 100 camadas.",
     ),
-    passages=sigmoid_sentences(7),
     method=_CITED,
     measure=_layers_of_gpt4,
     criterion=(
@@ -165,7 +163,6 @@ C45 = Claim(
         pt="A SwiGLU virou o padrão porque o LLaMA a adotou e outros seguiram; a sigmoide é rara nas camadas ocultas "
         "dos modelos de linguagem.",
     ),
-    passages=(*sentences_of("swiglu", 20), *sigmoid_sentences(19)),
     method=Text(
         en="Every causal language model class of transformers, as a tiny instance with its default activation, traced: "
         "the shares whose feed-forward is gated by SiLU, by GELU, not gated, or a sigmoid, and the share with a "
@@ -254,7 +251,6 @@ C48 = Claim(
         es="El factor 1/√d_k se introdujo en Attention Is All You Need (2017).",
         pt="O fator 1/√d_k foi introduzido em Attention Is All You Need (2017).",
     ),
-    passages=(Passage("attention-scaling", 20),),
     method=_CITED,
     measure=_first_scaled,
     criterion=(
@@ -282,6 +278,43 @@ C48 = Claim(
                 pt="Atenção de produto escalar anterior, sem fator.",
             ),
             stance="does not say",
+        ),
+    ),
+)
+
+
+def _early_networks() -> Iterator[Measurement]:
+    yield from count_citations(C51.citations)
+
+
+C51 = Claim(
+    id="C51",
+    statement=Text(
+        en="The sigmoid was the popular choice of the early neural networks of the 1980s.",
+        es="La sigmoide fue la opción popular de las primeras redes neuronales de los años ochenta.",
+        pt="A sigmoide foi a escolha popular das primeiras redes neurais dos anos oitenta.",
+    ),
+    method=_CITED,
+    measure=_early_networks,
+    criterion=(
+        Bound(measurement="cited.decisive", low=1, role="noise"),
+        Bound(measurement="cited.against", high=0),
+        Bound(measurement="cited.for", low=1),
+    ),
+    ops=("sigmoid",),
+    source="the source cited",
+    citations=(
+        Citation(
+            source="LeCun, Bottou, Orr and Müller 1998, Efficient BackProp, section 4.4",
+            says=Text(
+                en="Looking back on the networks up to then, it names the sigmoid as among the most usual activation "
+                "functions, the logistic function and tanh as its usual forms, and advises tanh.",
+                es="Al repasar las redes de hasta entonces, cuenta la sigmoide entre las funciones de activación más "
+                "usadas, con la logística y tanh como formas habituales, y aconseja tanh.",
+                pt="Ao rever as redes de até então, conta a sigmoide entre as funções de ativação mais usadas, com a "
+                "logística e a tanh como formas usuais, e aconselha a tanh.",
+            ),
+            stance="says so",
         ),
     ),
 )

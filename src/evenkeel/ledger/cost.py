@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from .. import functional as F
-from ._claim import Bound, Claim, Measurement, Text
-from ._documents import sigmoid_sentences
+from ._claim import Bound, Claim, Measurement
 from ._slopes import Pointwise, slope_at
 from ._stacks import normal, weight
+from ._text import Text
 
 _ELEMENTS = 2**15  # in cache, and too few for torch to share among threads
 _TOKENS, _WIDTH, _REPEATS = 64, 512, 40
@@ -75,7 +75,6 @@ C40 = Claim(
         es="ReLU es rápida y sencilla; GELU es suave y tiene un sentido probabilístico, x·P(Z ≤ x).",
         pt="ReLU é rápida e simples; GELU é suave e tem um sentido probabilístico, x·P(Z ≤ x).",
     ),
-    passages=sigmoid_sentences(13, 14),
     method=Text(
         en="Time of torch's GELU over ReLU in one process, alone on values in cache and inside a feed-forward layer of "
         "width 512; the jump of each slope at 0; the distance of GELU from x times the normal distribution function.",

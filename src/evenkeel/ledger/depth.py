@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ._claim import Bound, Claim, Measurement, Text
-from ._documents import sigmoid_sentences
+from ._claim import Bound, Claim, Measurement
 from ._slopes import Pointwise
 from ._stacks import DEPTH, normal, plain_gradient_ratio, residual_stack, rms_norm, weight
+from ._text import Text
 
 _WIDTH, _EXAMPLES, _STEPS, _RATE = 64, 128, 20, 0.5
 _SHOWN = (1, 6, 12, 18, 24)
@@ -65,7 +65,6 @@ C02 = Claim(
         pt="Em uma pilha profunda de camadas sigmoides os gradientes desaparecem, e as camadas longe da perda param "
         "de aprender.",
     ),
-    passages=sigmoid_sentences(6, 7),
     method=Text(
         en="24 layers with Xavier weights, as a plain stack and as residual blocks with a norm before each: "
         "‖gradient at the input‖ / ‖gradient at the output‖, and how far 20 steps of gradient descent move each layer.",
@@ -130,7 +129,6 @@ C36 = Claim(
         es="Las activaciones centradas en cero mantienen estable la señal a través de las conexiones residuales.",
         pt="Ativações centradas em zero mantêm o sinal estável através das conexões residuais.",
     ),
-    passages=sigmoid_sentences(11),
     method=Text(
         en="24 residual feed-forward blocks: the share of the stream's energy that is the same vector for every token, "
         "and the gradient that passes. σ − ½ differs from σ in its centre only.",

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ._claim import Bound, Claim, Measurement, Text
-from ._documents import sigmoid_sentences
+from ._claim import Bound, Claim, Measurement
 from ._slopes import Pointwise
 from ._stacks import normal, weight
+from ._text import Text
 
 _INPUTS, _HIDDEN, _EXAMPLES = 16, 32, 256
 _SEEDS = (0, 1)
@@ -153,7 +153,6 @@ C04 = Claim(
         pt="Saídas sempre positivas enviesam as atualizações dos pesos: a descida do gradiente avança em zigue-zague "
         "e converge mais devagar do que com saídas centradas em zero.",
     ),
-    passages=sigmoid_sentences(9, 10),
     method=Text(
         en="A two-layer regression with σ, with σ − ½ (centred) and with 2σ − 1 (centred, twice the slope): steps to a "
         "loss of 0.1 at each arm's best learning rate, by gradient descent, by Adam, and with a layer norm behind "

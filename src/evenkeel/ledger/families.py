@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from ..description import FeedForwardPart
 from ..reference.activations import gelu, gelu_tanh, relu, silu
-from ._claim import Bound, Citation, Claim, Measurement, Text, count_citations
-from ._documents import sentences_of, sigmoid_sentences
+from ._claim import Bound, Citation, Claim, Measurement, count_citations
 from ._families import described, distance, instance, trace, transformers_installed
 from ._slopes import Pointwise
+from ._text import Text
 
 _ROUNDING = 1e-5  # of float32 at inputs up to 10
 _NEAR = 1e-3  # GELU's two forms differ by 4.7e-4
@@ -79,7 +79,6 @@ C06 = Claim(
         es="Los primeros transformers, como el GPT original, usaban ReLU.",
         pt="Os primeiros transformers, como o GPT original, usavam ReLU.",
     ),
-    passages=sigmoid_sentences(13),
     method=Text(
         en="GPT's default config in transformers, described: the share of its feed-forwards that have ReLU; a tiny "
         "model of its class, traced: the distance of its activation, on a grid, from ReLU and from both forms of GELU; "
@@ -130,7 +129,6 @@ C07 = Claim(
         es="GPT-2 y GPT-3 usan GELU.",
         pt="O GPT-2 e o GPT-3 usam GELU.",
     ),
-    passages=sigmoid_sentences(14),
     method=Text(
         en="GPT-2's default config in transformers, described: the share of its feed-forwards that have GELU; a tiny "
         "model of its class, traced: the distance of its activation from GELU on a grid. GPT-3 is not public, so its "
@@ -224,7 +222,6 @@ C26 = Claim(
         es="SwiGLU es el feed-forward de LLaMA, Mistral, Qwen y Gemma.",
         pt="SwiGLU é o feed-forward de LLaMA, Mistral, Qwen e Gemma.",
     ),
-    passages=sentences_of("swiglu", 4),
     method=Text(
         en="Each family's default config in transformers, described: the share of its feed-forwards that are gated by "
         "SiLU; and a tiny model of its class, traced: how far the gate's function is, on a grid, from SiLU and from "
@@ -285,7 +282,6 @@ C32 = Claim(
         es="En SwiGLU la compuerta es W3·x: controla qué pasa.",
         pt="Na SwiGLU a porta é W3·x: ela controla o que passa.",
     ),
-    passages=sentences_of("swiglu", 11),
     method=Text(
         en="The two factors of a tiny LLaMA's gated product, traced, beside the outputs of its projections, with and "
         "without SiLU: gate_proj, which is W1, and up_proj, which is W3.",

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ._claim import Bound, Claim, Measurement, Text
-from ._documents import sentences_of, sigmoid_sentences
+from ._claim import Bound, Claim, Measurement
 from ._families import deepseek_v3_routers, instance, trace, transformers_installed
 from ._slopes import Pointwise
 from ._stacks import normal
+from ._text import Text
 from ._training import SEEDS, Networks, interval, networks
 
 _UNITS, _BATCH, _LENGTH, _LONG, _STEPS = 8, 16, 20, 200, 120
@@ -97,7 +97,6 @@ C11 = Claim(
         pt="Para portas a sigmoide continua adequada: em redes recorrentes como a LSTM, e onde algo passa ou não "
         "passa.",
     ),
-    passages=sigmoid_sentences(19),
     method=Text(
         en="LSTMs that keep the last marked bit of a sequence, with five functions for their gates, 8 seeds, the "
         "better of two learning rates: the share of right bits at the length trained on and at ten times that length, "
@@ -228,7 +227,6 @@ C29 = Claim(
         pt="Uma ativação simples é uma não linearidade fixa; a porta é uma não linearidade aprendida que depende da "
         "entrada.",
     ),
-    passages=sentences_of("swiglu", 14, 15),
     method=Text(
         en="Gated and plain feed-forwards trained on a task of choosing features by the sign of others, 8 seeds, the "
         "better of two learning rates. A unit's gain is what its value is multiplied by: SiLU(W1·x) for W3·x, and "

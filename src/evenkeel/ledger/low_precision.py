@@ -9,8 +9,8 @@ import torch
 
 from ..functional import Scale, scale_factor
 from ._attending import KEYS
-from ._claim import Bound, Claim, Measurement, Text
-from ._documents import sentences_of
+from ._claim import Bound, Claim, Measurement
+from ._text import Text
 
 _FORMATS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _QUERIES, _HEAD_DIM = 256, 128
@@ -75,7 +75,6 @@ C18 = Claim(
         pt="Escores muito pequenos, como os que 1/d_k produz, são mais difíceis de tratar com precisão em ponto "
         "flutuante.",
     ),
-    passages=sentences_of("attention-scaling", 15),
     method=Text(
         en="Random queries and keys of unit variance, d_k 128, 1024 keys, in bf16 and fp16: the softmax's relative "
         "error against float64, the error relative to the differences between weights, and the share of subnormal "

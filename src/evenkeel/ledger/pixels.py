@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._claim import Bound, Claim, Measurement, Text
-from ._documents import sigmoid_sentences
+from ._claim import Bound, Claim, Measurement
 from ._slopes import Pointwise
+from ._text import Text
 from ._training import SEEDS, interval, networks
 
 _SIDE, _HIDDEN, _CODE = 8, 48, 12
@@ -81,7 +81,6 @@ C12 = Claim(
         es="En modelos de visión la sigmoide sigue siendo útil, para mantener los píxeles en su rango.",
         pt="Em modelos de visão a sigmoide ainda é útil, para manter os pixels em sua faixa.",
     ),
-    passages=sigmoid_sentences(20),
     method=Text(
         en="Small autoencoders on made-up 8 × 8 images of a disk, with a sigmoid at the output and without, 8 seeds, "
         "the better of two learning rates, equal steps: the share of pixels outside [0, 1], and the squared error "

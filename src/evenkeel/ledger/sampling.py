@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .. import functional as F
 from ..reference import sampling as reference
-from ._claim import Bound, Claim, Measurement, Text
-from ._documents import sentences_of
+from ._claim import Bound, Claim, Measurement
+from ._text import Text
 
 _LADDER = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 10.0)
 _TEMPERATURES = {"half": 0.5, "one": 1.0, "two": 2.0}
@@ -68,7 +68,6 @@ C21 = Claim(
         pt="Os logits são divididos por uma temperatura T antes da softmax: T < 1 concentra a distribuição, T > 1 a "
         "achata, T = 1 a deixa como está; é exatamente isso que faz a temperatura dos serviços de LLM.",
     ),
-    passages=sentences_of("softmax", 12, 13, 14, 15, 16),
     method=Text(
         en="64 rows of 1000 normal logits of standard deviation 3, at nine temperatures from 0.1 to 10: whether "
         "entropy rises and the largest weight falls from each to the next, and whether another token ever comes "
@@ -168,7 +167,6 @@ C24 = Claim(
         es="La temperatura y el muestreo top-p actúan sobre la distribución que da la softmax.",
         pt="A temperatura e a amostragem top-p agem sobre a distribuição que a softmax dá.",
     ),
-    passages=sentences_of("softmax", 5, 8),
     method=Text(
         en="16 rows of 500 normal logits of standard deviation 3, T 0.5, 1 and 2, top-p 0.5, 0.9 and 0.99: whether a "
         "temperature raises softmax's probabilities to the power 1/T; whether what top-p leaves is the shortest "

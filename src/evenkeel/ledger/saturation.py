@@ -1,16 +1,17 @@
-"""Claims on saturation: where a function goes flat and its gradient vanishes (C01, C03)."""
+"""Claims on saturation: where functions go flat and gradients vanish, and what range is left (C01, C03, C50)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 
 from .. import functional as F
-from ._claim import Bound, Claim, Measurement, Text
-from ._documents import sigmoid_sentences
+from ._claim import Bound, Claim, Measurement
 from ._slopes import Pointwise, slope, slope_at, slope_second_moment, zero_slope_from
 from ._stacks import plain_gradient_ratio
+from ._text import Text
 
 _FORMATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _IN_TORCH: dict[str, Pointwise] = {
@@ -52,7 +53,6 @@ C01 = Claim(
         es="La sigmoide se satura en ambos extremos, y allí su derivada σ(1 − σ) tiende a 0.",
         pt="A sigmoide satura nas duas extremidades, e ali sua derivada σ(1 − σ) tende a 0.",
     ),
-    passages=sigmoid_sentences(4, 5),
     method=Text(
         en="Output and derivative in float64 at 0, ±10 and 20; and, in each format, the input from which "
         "backpropagation returns exactly 0.",
@@ -99,7 +99,6 @@ C03 = Claim(
         pt="ReLU e GELU não saturam por completo em entradas negativas, e assim os gradientes fluem melhor do que "
         "por uma sigmoide.",
     ),
-    passages=sigmoid_sentences(8),
     method=Text(
         en="The share of negative standard normal inputs whose gradient is exactly 0; the input below which all of "
         "them are; the mean square of the slope under N(0, 1); and the gradient left after a plain stack of 24 "
@@ -149,4 +148,73 @@ C03 = Claim(
     ops=("relu", "gelu", "silu", "sigmoid"),
     source="Nair and Hinton 2010 (ReLU); Hendrycks and Gimpel 2016 (GELU, SiLU); slope moments as in the facts of "
     "each function",
+)
+
+
+def _reached_from(function: Pointwise, end: float, dtype: torch.dtype) -> float:
+    """The smallest size |x|, to 1/64, from which on the output is exactly 0 or 1; infinite where it is not at 1024."""
+    sizes = (torch.arange(1, 64 * 1024 + 1, dtype=torch.float64) / 64).to(dtype)
+    inside = (function(sizes if end == 1 else -sizes) != end).nonzero()
+    first = 0 if inside.numel() == 0 else int(inside.max()) + 1
+    return math.inf if first == sizes.numel() else sizes[first].item()
+
+
+def _range() -> Iterator[Measurement]:
+    x = torch.linspace(-30, 30, 6001, dtype=torch.float64)
+    for name, functions in _IMPLEMENTATIONS.items():
+        sigmoid = functions["sigmoid"]
+        values = sigmoid(x)
+        distance = (values - 1 / (1 + torch.exp(-x))).abs().max().item()
+        yield Measurement(f"{name}.distance_from_formula", distance, "1")
+        yield Measurement(f"{name}.smallest_output", values.min().item(), "1")
+        yield Measurement(f"{name}.largest_output_below_1", (1 - values).min().item(), "1")
+        for dtype_name, dtype in _FORMATS.items():
+            yield Measurement(f"{name}.{dtype_name}.one_from", _reached_from(sigmoid, 1, dtype), "input")
+            yield Measurement(f"{name}.{dtype_name}.zero_below", -_reached_from(sigmoid, 0, dtype), "input")
+
+
+C50 = Claim(
+    id="C50",
+    statement=Text(
+        en="The sigmoid, 1/(1 + e^−x), squeezes every input into the open interval from 0 to 1: its output is always "
+        "positive.",
+        es="La sigmoide, 1/(1 + e^−x), lleva toda entrada al intervalo abierto de 0 a 1: la salida es siempre "
+        "positiva.",
+        pt="A sigmoide, 1/(1 + e^−x), leva toda entrada ao intervalo aberto de 0 a 1: sua saída é sempre positiva.",
+    ),
+    method=Text(
+        en="From −30 to 30 in float64, the distance from the formula, the smallest output, and how far the largest "
+        "stays below 1; and, in each format, the inputs from which the output is exactly 1 and exactly 0.",
+        es="De −30 a 30 en float64, la distancia a la fórmula, la salida menor y cuánto le falta a la mayor para "
+        "llegar a 1; y, en cada formato, las entradas desde las que la salida es exactamente 1 y exactamente 0.",
+        pt="De −30 a 30 em float64, a distância da fórmula, a menor saída e quanto falta à maior para chegar a 1; e, "
+        "em cada formato, as entradas a partir das quais a saída é exatamente 1 e exatamente 0.",
+    ),
+    measure=_range,
+    criterion=(
+        *(
+            bound
+            for name in _IMPLEMENTATIONS
+            for bound in (
+                Bound(measurement=f"{name}.distance_from_formula", high=1e-15),
+                Bound(measurement=f"{name}.smallest_output", low=1e-14),
+                Bound(measurement=f"{name}.largest_output_below_1", low=1e-14),
+            )
+        ),
+        Bound(
+            measurement="torch.float32.one_from",
+            low=1000.0,
+            role="caveat",
+            otherwise=Text(
+                en="True of real numbers; in floating point the upper end is reached: from about 17 on in float32, and "
+                "sooner in shorter formats, the output is exactly 1.",
+                es="Cierto en números reales; en coma flotante el extremo superior se alcanza: a partir de unos 17 en "
+                "float32, y antes en formatos más cortos, la salida es exactamente 1.",
+                pt="Verdade em números reais; em ponto flutuante o extremo superior é alcançado: a partir de uns 17 em "
+                "float32, e antes em formatos mais curtos, a saída é exatamente 1.",
+            ),
+        ),
+    ),
+    ops=("sigmoid",),
+    source="by definition; 1 − σ(x) < e^−x, and what is below half a unit in the last place of 1 is rounded away",
 )

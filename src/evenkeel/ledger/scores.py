@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import torch
 
 from ._attending import attend, gain_to_focus, matching_weight, product_variance
-from ._claim import Bound, Claim, Measurement, Text
-from ._documents import sentences_of
+from ._claim import Bound, Claim, Measurement
 from ._stacks import normal, rms_norm
+from ._text import Text
 
 _DIMS = (16, 64, 256)
 _SCALES = ("none", "sqrt", "dim")
@@ -46,7 +46,6 @@ C14 = Claim(
         pt="Se os elementos de queries e keys são independentes, com média 0 e variância 1, como é comum após a "
         "inicialização, q·k tem variância d_k.",
     ),
-    passages=sentences_of("attention-scaling", 4, 5, 6),
     method=Text(
         en="The variance of q·k over a million pairs, with normal entries and with random signs, at d_k 16, 64 and "
         "256; and with the weights that GPT-2 starts from.",
@@ -103,7 +102,6 @@ C15 = Claim(
         pt="Sem escala, escores grandes deixam a softmax tão concentrada que os gradientes da maioria dos elementos "
         "desaparecem.",
     ),
-    passages=sentences_of("attention-scaling", 7, 9, 10),
     method=Text(
         en="Random queries and keys of unit variance, d_k 64, 1024 keys, untrained: entropy (uniform is 6.93 nats), "
         "largest weight, and gradients of a random loss, unscaled and with 1/√d_k.",
@@ -155,7 +153,6 @@ C16 = Claim(
         es="Dividir por d_k en lugar de √d_k vuelve la atención casi uniforme y le quita la capacidad de enfocarse.",
         pt="Dividir por d_k em vez de √d_k deixa a atenção quase uniforme e tira dela a capacidade de focar.",
     ),
-    passages=sentences_of("attention-scaling", 12, 13, 14),
     method=Text(
         en="Entropy with 1/d_k for random queries and keys of unit variance, 1024 keys, untrained; the weight of the "
         "one key that equals the query; and how much longer queries and keys must be for it to get half.",
@@ -213,7 +210,6 @@ C17 = Claim(
         "d_k.",
         pt="Dividir por √d_k dá escores de variância 1, pesos equilibrados e gradientes estáveis, seja qual for d_k.",
     ),
-    passages=sentences_of("attention-scaling", 11, 16, 17, 19, 22),
     method=Text(
         en="Random queries and keys of unit variance, untrained, 1024 keys, d_k 16, 64 and 256, three scales: variance "
         "of the scores, entropy as a share of log n, ‖∂L/∂q‖ of a random loss and its spread over d_k.",

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from ._claim import Bound, Claim, Measurement, Text
-from ._documents import sentences_of
+from ._claim import Bound, Claim, Measurement
 from ._families import default_config, described, feed_forward, installed_families, transformers_installed
 from ._stacks import normal
+from ._text import Text
 
 _WIDTH, _PLAIN, _GATED = 768, 4 * 768, 8 * 768 // 3
 _LLAMA_7B = (4096, 11008)
@@ -57,7 +57,6 @@ C25 = Claim(
         pt="Um feed-forward SwiGLU é W2·(SiLU(W1·x) ⊗ W3·x), três matrizes; com (8/3)·d em vez de 4·d ele tem tantos "
         "parâmetros quanto um de duas.",
     ),
-    passages=sentences_of("swiglu", 5, 9, 10, 12),
     method=Text(
         en="LLaMA's and GPT-2's feed-forwards from transformers at d = 768, hidden sizes 2048 and 3072: their "
         "matrices counted, and LLaMA's output beside the formula in float64; and LLaMA 7B, described from its "
@@ -167,7 +166,6 @@ C44 = Claim(
         es="En los feed-forward con compuerta el tamaño oculto suele ser (8/3)·d.",
         pt="Nos feed-forwards com porta o tamanho oculto costuma ser (8/3)·d.",
     ),
-    passages=sentences_of("swiglu", 12),
     method=Text(
         en="Hidden size over width of 36 released models with gated feed-forwards, from their config files; and by "
         "default of each class in transformers that has such feed-forwards and no experts, which are no released "

@@ -1,9 +1,7 @@
-"""Claims on what softmax gives: amplification, shift invariance, positive values, peaks (C20, C22, C41, C43)."""
+"""Claims on what softmax gives: amplification, positive values, peaks (C20, C41, C43)."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import math
 from collections.abc import Callable, Iterator
 
@@ -11,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import functional as F
-from ._claim import Bound, Claim, Measurement, Text
-from ._documents import sentences_of
+from ._claim import Bound, Claim, Measurement
+from ._text import Text
 
 _VOCABULARY = 128_256
 _FORMATS = {
@@ -70,7 +68,6 @@ C20 = Claim(
         pt="A softmax dá valores positivos que somam 1 e amplifica as diferenças: os logits 10 e 5 passam a ser cerca "
         "de 150 para 1.",
     ),
-    passages=sentences_of("softmax", 1, 2, 10),
     method=Text(
         en="The ratio for logits 10 and 5; over 128,256 logits from N(0, 4²) in float32, the error of the sum, the "
         "smallest weight, and whether a larger logit ever gets a smaller weight.",
@@ -98,98 +95,6 @@ C20 = Claim(
 )
 
 
-def _fused_attention(logits: Tensor) -> Tensor:
-    """The weights of torch's fused attention: scores are the logits, values an identity matrix."""
-    count = logits.shape[-1]
-    query, key = logits.new_ones(1, 1, 1, 1), logits.reshape(1, 1, count, 1)
-    values = torch.eye(count, dtype=logits.dtype)[None, None]
-    weights = torch.nn.functional.scaled_dot_product_attention(query, key, values, scale=1.0)
-    return weights.reshape(count)
-
-
-def _production_softmaxes() -> Iterator[tuple[str, Softmax]]:
-    """Every softmax that is installed here; scipy's and jax's are tried where there is one."""
-    yield "torch", _torchs
-    yield "torch_log_softmax", lambda logits: torch.log_softmax(logits, -1).exp()
-    yield "torch_fused_attention", _fused_attention
-    yield "evenkeel", _ours
-    for package, module in (("scipy", "scipy.special"), ("jax", "jax.nn")):
-        if importlib.util.find_spec(package) is not None:
-            outside = importlib.import_module(module).softmax
-            yield (
-                package,
-                lambda logits, outside=outside: logits.new_tensor([float(x) for x in outside(logits.numpy())]),
-            )
-
-
-def _overflow_from(dtype: torch.dtype) -> float:
-    """The smallest value of a format whose exponential is infinite, by bisection."""
-    low, high = 0.0, 1024.0
-    while True:
-        middle = torch.tensor((low + high) / 2, dtype=torch.float64).to(dtype).item()
-        if middle in (low, high):
-            return high
-        low, high = (low, middle) if torch.tensor(middle, dtype=dtype).exp().isinf() else (middle, high)
-
-
-def _stability() -> Iterator[Measurement]:
-    for name, dtype in _FORMATS.items():
-        yield Measurement(f"{name}.exp_overflows_from", _overflow_from(dtype), "logit")
-    moderate = _logits(1000, 4.0).double()
-    change = F.naive_softmax(moderate, dim=-1) / F.naive_softmax(moderate - moderate.max(), dim=-1) - 1
-    yield Measurement("subtracting_the_maximum.relative_change", change.abs().max().item(), "1")
-    large = torch.tensor([1000.0, 999.0, 0.0, -1000.0], dtype=torch.float32)
-    expected = torch.tensor([1.0, math.exp(-1), 0.0, 0.0], dtype=torch.float32) / (1 + math.exp(-1))
-
-    def survives(softmax: Softmax) -> float:
-        return float(bool(torch.allclose(softmax(large), expected, rtol=1e-5, atol=0)))
-
-    yield Measurement("by_definition.survives", survives(lambda logits: F.naive_softmax(logits, dim=-1)), "1")
-    survivors = []
-    for name, softmax in _production_softmaxes():
-        survivors.append(survives(softmax))
-        yield Measurement(f"{name}.survives", survivors[-1], "1")
-    yield Measurement("implementations", float(len(survivors)), "count")
-    yield Measurement("implementations.survivors", sum(survivors) / len(survivors), "share")
-
-
-C22 = Claim(
-    id="C22",
-    statement=Text(
-        en="exp overflows for large logits; subtracting the maximum cures that without changing the result, and every "
-        "production softmax does it.",
-        es="exp se desborda con logits grandes; restar el máximo lo remedia sin cambiar el resultado, y toda softmax "
-        "de producción lo hace.",
-        pt="exp estoura com logits grandes; subtrair o máximo resolve isso sem mudar o resultado, e toda softmax de "
-        "produção faz isso.",
-    ),
-    passages=sentences_of("softmax", 17, 18, 19, 20),
-    method=Text(
-        en="The logit from which exp is infinite in each format; by how much subtracting the maximum changes the "
-        "definition in float64; and which installed implementations give the right answer for logits up to 1000 "
-        "(torch, its fused attention, evenkeel, and scipy and jax where installed).",
-        es="El logit a partir del cual exp es infinito en cada formato; cuánto cambia la definición en float64 al "
-        "restar el máximo; y qué implementaciones instaladas aciertan con logits de hasta 1000 (torch, su atención "
-        "fusionada, evenkeel, y scipy y jax si están instalados).",
-        pt="O logit a partir do qual exp é infinito em cada formato; quanto a subtração do máximo muda a definição em "
-        "float64; e quais implementações instaladas acertam com logits de até 1000 (torch, sua atenção fundida, "
-        "evenkeel, e scipy e jax se instalados).",
-    ),
-    measure=_stability,
-    criterion=(
-        Bound(measurement="float32.exp_overflows_from", high=89.0),
-        Bound(measurement="bfloat16.exp_overflows_from", high=89.5),
-        Bound(measurement="float16.exp_overflows_from", high=11.2),
-        Bound(measurement="by_definition.survives", high=0.0),
-        Bound(measurement="subtracting_the_maximum.relative_change", high=1e-13),
-        Bound(measurement="implementations.survivors", low=1.0),
-        Bound(measurement="implementations", low=3.0, role="noise"),
-    ),
-    ops=("softmax", "naive_softmax"),
-    source="log of each format's largest number: 88.72 in float32, 11.09 in float16; Blanchard, Higham and Higham 2021",
-)
-
-
 _SPREADS = {"tenth": 0.1, "one": 1.0, "four": 4.0, "ten": 10.0}
 
 
@@ -210,7 +115,6 @@ C41 = Claim(
         pt="A softmax dá por natureza distribuições concentradas e não uniformes, e por isso os modelos se mostram "
         "tão confiantes.",
     ),
-    passages=sentences_of("softmax", 11),
     method=Text(
         en="The largest weight and the entropy for 1000 normal logits of standard deviation 0.1, 1, 4 and 10.",
         es="El peso mayor y la entropía con 1000 logits normales de desviación típica 0.1, 1, 4 y 10.",
@@ -267,7 +171,6 @@ C43 = Claim(
         es="La softmax vuelve positivos todos los valores.",
         pt="A softmax torna positivos todos os valores.",
     ),
-    passages=sentences_of("softmax", 1),
     method=Text(
         en="The gap below the largest logit from which the weight is exactly 0, in each format; the logarithm of the "
         "weight at a gap of 1000; and the share of zeros among 128,256 logits from N(0, 4²).",

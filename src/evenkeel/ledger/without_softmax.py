@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ._claim import Bound, Claim, Measurement, Text
-from ._documents import sentences_of
+from ._claim import Bound, Claim, Measurement
 from ._families import deepseek_v3_routers, transformers_installed
 from ._slopes import Pointwise
 from ._stacks import normal, rms_norm
+from ._text import Text
 from ._training import SEEDS, interval, networks
 
 _KEYS, _DIM, _BATCH = 16, 32, 16
@@ -102,7 +102,6 @@ C42 = Claim(
         es="Toda cabeza de atención y todo clasificador usan softmax.",
         pt="Toda cabeça de atenção e todo classificador usam softmax.",
     ),
-    passages=sentences_of("softmax", 6, 7),
     method=Text(
         en="Counterexamples. An attention head with the weights σ(score − log n) trained to look up one of 16 keys, "
         "beside one with softmax; a linear head that names any number of 6 labels, with sigmoids and with softmax, "
