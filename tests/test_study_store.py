@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from study_work import OWN, loss_of, work_on
 
 from evenkeel.errors import RecordError, UsageError
 from evenkeel.studies.comparing import begin
+from evenkeel.studies.founding import Founding
 from evenkeel.studies.points import Point
 from evenkeel.studies.results import Evaluation, TrialResult
 from evenkeel.studies.schedule import agenda
-from evenkeel.studies.store import Founding, Store
+from evenkeel.studies.store import Store
 
 KILLS = 10
 
@@ -220,8 +222,6 @@ def test_a_database_that_is_not_there_is_named_without_its_password() -> None:
 def test_another_study_of_the_same_name_is_refused(tmp_path: Path) -> None:
     where = str(tmp_path / "a.sqlite")
     begin(OWN, objective=loss_of, storage=where)
-    from dataclasses import replace
-
-    with pytest.raises(RecordError, match=r"tuning_trials is 3 there and 4 here"):
+    with pytest.raises(RecordError, match=r"tuning_trials: 3 there, 4 here"):
         begin(replace(OWN, tuning_trials=4), objective=loss_of, storage=where)
     assert Store(where, "compare").founding() is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 
 import torch
@@ -93,3 +93,14 @@ def learning_rate_share(step: int, steps: int, warmup_share: float = _WARMUP_SHA
         return (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
     return _FINAL_SHARE + (1 - _FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For small models: not slowed by other work on the machine, and sums do not depend on its cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

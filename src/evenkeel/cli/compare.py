@@ -76,6 +76,7 @@ def _add_work_options(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the study, or what is left of it, and print what it shows; 0, or 130 where Ctrl-C left it partial."""
+    _quieten_optuna()
     here = _begun(arguments)
     left = here.trials
     if left:
@@ -116,6 +117,13 @@ def _begun(arguments: argparse.Namespace) -> Run:
     options = {name: getattr(arguments, name) for name in names}
     study = read_study(arguments.words, contrasts=arguments.contrast, **options)
     return begin(study, storage=arguments.storage, name=arguments.name, must_exist=arguments.resume, **work)
+
+
+def _quieten_optuna() -> None:
+    """Optuna tells on stderr that it made a study, which the estimate says better."""
+    import logging
+
+    logging.getLogger("optuna").setLevel(logging.WARNING)
 
 
 def _jobs(device: str) -> int:

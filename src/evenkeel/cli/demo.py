@@ -64,13 +64,13 @@ def train_watched(
     """Train a model on the bytes of Python's standard library under watch; the model and its diagnosis."""
     from ..data import standard_library_text
     from ..nn import Transformer
-    from ..training import adamw, byte_batches, train
+    from ..training import adamw, byte_batches, one_thread, train
     from ..watching import watch
 
     model = Transformer(config, seed=seed)
     optimizer = adamw(model, learning_rate=_LEARNING_RATE)
     batches = byte_batches(standard_library_text(), context=config.context, size=_ROWS, seed=seed)
-    with _one_thread(), watch(model, optimizer=optimizer, every=_EVERY) as watched:
+    with one_thread(), watch(model, optimizer=optimizer, every=_EVERY) as watched:
         tokens = steps * _ROWS * config.context
         watched.record.set_data(DataInfo(source="Python's standard library", kind="text", tokens=tokens))
         train(model, optimizer, batches, steps=steps, watch=watched, progress=progress)
@@ -156,19 +156,6 @@ def _keep(model: Transformer, directory: Path) -> None:
             f"the healthy model cannot be kept in {clean_name(str(directory))} ({in_one_line(error)}); set "
             "EVENKEEL_CACHE to a directory that can be written"
         ) from error
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """For matrices this small: not slowed by other work on the machine, and sums do not depend on its cores."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -6,39 +6,34 @@ import math
 import os
 import platform
 import shlex
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from ..directories import demo_directory
-from ..errors import ConfigError, EvenkeelError, RecordError
+from ..errors import ConfigError, RecordError
+from ..training import one_thread
 from .arms import plan_arms
 from .comparison import ArmPlan, Comparison
 from .corpus import Corpus, read_corpus
-from .databases import shown
+from .databases import is_missing, shown
+from .founding import Founding, settled
+from .joining import Helpers
 from .judging import check_pairing, judge, summarise
 from .language import LanguageTrials
 from .reading import read_study, study_of
 from .schedule import agenda
-from .store import Founding, Store
-from .study import Study
-from .trials import Objective, OwnObjective, UserObjective, now
-from .working import Report, one_thread, stopped_by_signals, work
+from .store import Store
+from .study import MAY_CHANGE, Study
+from .trials import Objective, OwnObjective, UserObjective
+from .working import Report, stopped_by_signals, work
 
 NAME = "compare"
 """Of a study in a store that the user names, unless it is named too."""
-
-_FEWEST_STEPS = 50
-_MOST_STEPS = 20_000
-_USED = 0.85  # of the budget: the rest is for evaluations, the start of workers and the end
-_WIDENED = 1  # learning rates that are tried beside those of the range, where an arm's best lies at its end
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +66,7 @@ class Run:
 
     def work(self, report: Report = lambda done, total, share: None) -> bool:
         """Work with so many processes until the study is done, True, or until Ctrl-C, False."""
-        with one_thread(), stopped_by_signals() as asked, Helpers(self, self.jobs - 1) as helpers:
+        with one_thread(), stopped_by_signals() as asked, Helpers(self._joining, self.jobs - 1) as helpers:
             work(
                 self.store,
                 self.study,
@@ -83,6 +78,12 @@ class Run:
             if not asked():
                 helpers.check()
         return not self.trials
+
+    @property
+    def _joining(self) -> list[str]:
+        """What joins this study from another process."""
+        words = ["compare", "--resume", "--storage", self.store.where, "--name", self.store.name]
+        return [*words, "--device", self.device, "--seeds", str(self.study.seeds)]
 
     def abandoned(self) -> bool:
         """Whether this process works for another one, which is gone."""
@@ -120,49 +121,6 @@ class Run:
         words = ["evenkeel", "compare", "--resume", "--storage", self.store.where]
         words += [] if self.store.name == NAME else ["--name", self.store.name]
         return shlex.join([*words, "--seeds", str(seeds)])
-
-
-class Helpers:
-    """Further processes of this machine that work on the same study: each runs the command that joins it."""
-
-    def __init__(self, run: Run, count: int) -> None:
-        self._run, self._count = run, count
-        self._processes: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
-
-    def __enter__(self) -> Helpers:
-        run = self._run
-        command = [sys.executable, "-m", "evenkeel", "compare", "--resume", "--parent", str(os.getpid()), "--jobs", "1"]
-        command += ["--storage", run.store.where, "--name", run.store.name, "--device", run.device]
-        command += ["--seeds", str(run.study.seeds)]
-        for _ in range(self._count):
-            errors = TemporaryFile()
-            # In a session of its own, so that the terminal's Ctrl-C reaches it through us alone, once.
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
-            )
-            self._processes.append((process, errors))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for process, errors in self._processes:
-            process.terminate()
-            process.wait()
-            errors.close()
-
-    def failed(self) -> bool:
-        """Whether one of them ended with an error."""
-        return any(process.poll() not in (None, 0) for process, _ in self._processes)
-
-    def check(self) -> None:
-        """Raises EvenkeelError with the last words of one that failed."""
-        for process, errors in self._processes:
-            if process.poll() not in (None, 0):
-                errors.seek(0)
-                said = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
-                raise EvenkeelError(
-                    f"a worker ended with {process.returncode}: {said.removeprefix('evenkeel: ') or 'it was killed'}; "
-                    "the same command goes on"
-                )
 
 
 def compare(
@@ -224,12 +182,13 @@ def begin(
         )
     plans = plan_arms(study) if objective is None else tuple(ArmPlan(arm=arm, config={}) for arm in study.arms)
     corpus = None if objective is not None else read_corpus(study.data, context=_context(plans))
-    store = Store(str(_default_file()), study.identity) if storage is None else Store(storage, name or NAME)
-    founding = store.founding()
+    if storage is not None and must_exist:
+        store, founding = _existing(storage, name or NAME)
+    else:
+        store = Store(str(_default_file()), study.identity) if storage is None else Store(storage, name or NAME)
+        founding = store.founding()
     if founding is None:
-        if must_exist:
-            raise RecordError(f"there is no study {store.name!r} in {shown(store.where)}; begin it without --resume")
-        founding = store.found(_founded(study, plans, corpus, device, jobs))
+        founding = store.found(settled(study, plans, corpus, device, jobs))
     _check_same(study, founding.study, store)
     return _run(store, founding, study, corpus, objective, device, jobs)
 
@@ -247,10 +206,7 @@ def resume(
 
     parent: the process that this one works for; it ends when that one does.
     """
-    store = Store(storage, name)
-    founding = store.founding()
-    if founding is None:
-        raise RecordError(f"there is no study {store.name!r} in {shown(storage)}; begin it without --resume")
+    store, founding = _existing(storage, name)
     study = founding.study if seeds is None else founding.study.with_seeds(seeds)
     if study.objective:
         raise RecordError(
@@ -260,6 +216,15 @@ def resume(
     plans = plan_arms(study)
     corpus = read_corpus(study.data, context=_context(plans))
     return replace(_run(store, founding, study, corpus, None, device, jobs), parent=parent)
+
+
+def _existing(storage: str, name: str) -> tuple[Store, Founding]:
+    """A study that is there, and nothing written where it is not."""
+    store = None if is_missing(storage) else Store(storage, name)
+    founding = None if store is None else store.founding()
+    if store is None or founding is None:
+        raise RecordError(f"there is no study {name!r} in {shown(storage)}; begin it without --resume")
+    return store, founding
 
 
 def _run(
@@ -289,59 +254,25 @@ def _run(
     return Run(store, founding, study, trials, device, jobs)
 
 
-def _founded(study: Study, plans: Sequence[ArmPlan], corpus: Corpus | None, device: str, jobs: int) -> Founding:
-    steps, seconds = study.steps or 1, 0.0
-    if corpus is not None:
-        paces = paces_of(study, plans, corpus, device)
-        steps = study.steps or steps_within(study, sum(paces), jobs)
-        seconds = steps * sum(paces) / _USED
-    return Founding(
-        study=study,
-        plans=tuple(plans),
-        steps=steps,
-        seconds=seconds,
-        source="" if corpus is None else corpus.source,
-        digest="" if corpus is None else corpus.digest,
-        begun=now(),
-    )
-
-
-def paces_of(study: Study, plans: Sequence[ArmPlan], corpus: Corpus, device: str) -> list[float]:
-    """Seconds that a step of each arm takes here."""
-    trials = LanguageTrials({plan.arm.name: plan for plan in plans}, corpus, study.rows, _FEWEST_STEPS, device)
-    with one_thread():
-        return [trials.pace(name) for name in study.names]
-
-
-def steps_within(study: Study, pace: float, jobs: int) -> int:
-    """How many steps each trial can have, so that all of them end within the budget. pace: of all arms together."""
-    rounds = study.tuning_trials + _WIDENED + study.seeds
-    steps = int(_USED * study.budget * jobs / (pace * rounds))
-    if steps < _FEWEST_STEPS:
-        needed = pace * rounds * _FEWEST_STEPS / (_USED * jobs)
-        raise ConfigError(
-            f"a budget of {study.budget:g} s gives {steps} steps to each of {len(study.arms) * rounds} trials, and "
-            f"fewer than {_FEWEST_STEPS} say nothing; give --budget {math.ceil(needed / 60)}m, fewer arms, seeds or "
-            "tuning trials"
-        )
-    return min(steps, _MOST_STEPS)
-
-
 def _check_same(study: Study, begun: Study, store: Store) -> None:
     """Raises RecordError, with the first field that differs, for a store that holds another study of this name."""
     if study.identity == begun.identity:
         return
     ours, theirs = study.to_dict(), begun.to_dict()
-    field = next(name for name in ours if name not in ("seeds", "margin", "contrasts") and ours[name] != theirs[name])
+    field = next(name for name in ours if name not in MAY_CHANGE and ours[name] != theirs[name])
+    here, there = _from_the_difference(repr(ours[field]), repr(theirs[field]))
     raise RecordError(
-        f"the study {store.name!r} in {shown(store.where)} is another one ({field} is {_short(theirs[field])} there and "
-        f"{_short(ours[field])} here); give another --name or --storage"
+        f"the study {store.name!r} in {shown(store.where)} is another one ({field}: {there} there, {here} here); give "
+        "another --name or --storage"
     )
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _from_the_difference(one: str, other: str) -> tuple[str, str]:
+    """Two texts from a little before where they differ, for a while."""
+    start = max(0, len(os.path.commonprefix([one, other])) - 20)
+    return tuple(
+        f"{'…' * (start > 0)}{text[start : start + 60]}{'…' * (len(text) > start + 60)}" for text in (one, other)
+    )
 
 
 def _context(plans: Sequence[ArmPlan]) -> int:

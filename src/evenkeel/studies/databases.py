@@ -35,6 +35,12 @@ def shown(where: str) -> str:
     return clean_name(f"{before.partition('://')[0]}://…@{after}" if at else where)
 
 
+def is_missing(where: str) -> bool:
+    """Whether a path or URL names a SQLite file that is not there."""
+    url = storage_url(where)
+    return url.startswith(_SQLITE) and not Path(url.removeprefix(_SQLITE)).exists()
+
+
 def open_database(where: str) -> Any:
     """Optuna's storage behind a path or URL; a SQLite file is made where there is none.
 

@@ -11,65 +11,22 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 from ..errors import RecordError
 from ..schema import clean_name
-from .comparison import ArmPlan
 from .databases import GRACE, HEARTBEAT, open_database, shown
+from .founding import FORMAT, Founding
 from .points import Point
 from .results import TrialResult
-from .study import Study
 from .workers import is_dead, worker_name
-
-FORMAT = 1
-"""Of what is written into a store; another one is refused."""
 
 _ABOUT = "evenkeel"
 _FOUNDING = 10.0  # seconds that a worker waits for the one that has just created a study
 _POLL = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Founding:
-    """What is settled when a study begins, and the same for every worker from then on.
-
-    steps: of each trial. seconds: about how long one trial of every arm takes together, 0 where nobody knows. source,
-    digest: of the data. begun: UTC, ISO 8601.
-    """
-
-    study: Study
-    plans: tuple[ArmPlan, ...]
-    steps: int
-    seconds: float
-    source: str
-    digest: str
-    begun: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "evenkeel": version("evenkeel"),
-            "study": self.study.to_dict(),
-            "plans": [plan.to_dict() for plan in self.plans],
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "source": self.source,
-            "digest": self.digest,
-            "begun": self.begun,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Founding:
-        return cls(
-            study=Study.from_dict(data["study"]),
-            plans=tuple(ArmPlan.from_dict(plan) for plan in data["plans"]),
-            **{name: data[name] for name in ("steps", "seconds", "source", "digest", "begun")},
-        )
 
 
 @dataclass(frozen=True)

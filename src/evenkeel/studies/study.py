@@ -12,6 +12,9 @@ from typing import Any, Literal, get_args
 from ..catalogue import near_miss
 from ..errors import ConfigError
 
+MAY_CHANGE = ("seeds", "margin", "contrasts")
+"""Fields of a study that may change while it runs: pairs are added, the others only judge."""
+
 Matched = Literal["parameters", "flops", "nothing"]
 
 
@@ -112,9 +115,9 @@ class Study:
 
     @property
     def identity(self) -> str:
-        """A digest of all that decides what a trial does; pairs may be added, margin and contrasts only judge."""
+        """A digest of all that decides what a trial does."""
         fixed = self.to_dict()
-        for name in ("seeds", "margin", "contrasts", *(() if self.steps is None else ("budget",))):
+        for name in (*MAY_CHANGE, *(() if self.steps is None else ("budget",))):
             del fixed[name]
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from ..schema import in_one_line
 from .schedule import agenda
 from .store import Claim, Store
@@ -80,17 +78,6 @@ def _run(
     store.finish(claim, result)
     for file in checkpoints.glob(f"{checkpoint.stem}.*"):
         file.unlink(missing_ok=True)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """For models this small two workers of one thread each are faster than one of two."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -1,0 +1,171 @@
+"""The trial that a study runs by default: what it trains on and measures, and that it goes on as if never stopped."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evenkeel.errors import DataError
+from evenkeel.nn import HeadConfig, Transformer, TransformerConfig
+from evenkeel.studies.arms import plan_arms
+from evenkeel.studies.corpus import Corpus, read_corpus
+from evenkeel.studies.language import LanguageTrials, copy_loss, evaluation_steps, row_losses
+from evenkeel.studies.points import Point
+from evenkeel.studies.reading import read_study
+from evenkeel.studies.results import TrialResult
+from evenkeel.studies.trials import Session, Stopped
+
+CONTEXT, STEPS, RATE = 16, 24, 1e-2
+TEXT = b"".join(f"line {number}: {number * number}\n".encode() for number in range(4000))
+SMALL = TransformerConfig(depth=1, d_model=16, context=CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def trials() -> LanguageTrials:
+    study = read_study(["feedforward=gelu,swiglu", "depth=1", "d_model=16", f"context={CONTEXT}"])
+    corpus = Corpus("lines", TEXT[: -len(TEXT) // 10], TEXT[-len(TEXT) // 10 :], "")
+    return LanguageTrials({plan.arm.name: plan for plan in plan_arms(study)}, corpus, rows=4, steps=STEPS)
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    return Session(tmp_path / "trial.pt")
+
+
+def untimed(result: TrialResult) -> TrialResult:
+    return replace(result, seconds=0.0, tokens_per_second=0.0, finished="", health={}, findings=())
+
+
+def test_a_trial_is_the_same_for_the_same_point(trials: LanguageTrials, tmp_path: Path) -> None:
+    point = Point("gelu", "tuning", RATE, 3)
+    first, second = (trials(point, Session(tmp_path / f"{name}.pt")) for name in "ab")
+    assert untimed(first) == untimed(second)
+    assert trials(replace(point, seed=4), Session(tmp_path / "c.pt")).loss != first.loss
+
+
+def test_a_trial_stopped_at_any_step_goes_on_as_if_it_had_not(trials: LanguageTrials, tmp_path: Path) -> None:
+    point = Point("swiglu", "tuning", RATE, 0)
+    whole = trials(point, Session(tmp_path / "whole.pt"))
+    for stop in (1, 7, STEPS - 1):
+        path, seen = tmp_path / f"{stop}.pt", []
+        with pytest.raises(Stopped):
+            trials(point, Session(path, stopping=lambda seen=seen, stop=stop: len(seen) >= stop, progress=seen.append))
+        assert path.exists() and len(seen) == stop
+        assert untimed(trials(point, Session(path))) == untimed(whole)
+
+
+def test_arms_of_a_seed_start_alike_and_see_the_same(trials: LanguageTrials, tmp_path: Path) -> None:
+    gelu, swiglu, other = (
+        trials(Point(arm, "tuning", RATE, seed), Session(tmp_path / f"{arm}{seed}.pt")).hashes
+        for arm, seed in (("gelu", 0), ("swiglu", 0), ("gelu", 1))
+    )
+    shared = gelu.keys() & swiglu.keys()
+    assert {"batches", "held_out", "parameter embedding.weight 256x16"} <= shared
+    assert all(gelu[name] == swiglu[name] for name in shared)
+    assert gelu["batches"] != other["batches"]
+    assert gelu["held_out"] == other["held_out"]
+    assert gelu["parameter embedding.weight 256x16"] != other["parameter embedding.weight 256x16"]
+
+
+def test_a_learning_rate_far_too_high_diverges_and_counts_with_its_start(
+    trials: LanguageTrials, session: Session
+) -> None:
+    result = trials(Point("gelu", "tuning", 1e4, 0), session)
+    assert result.diverged and result.counted == result.start == result.evaluations[0].loss
+
+
+def test_a_loss_is_the_mean_of_the_last_evaluations(trials: LanguageTrials, session: Session) -> None:
+    result = trials(Point("gelu", "tuning", RATE, 0), session)
+    assert result.loss == pytest.approx(np.mean([item.loss for item in result.evaluations[-3:]]))
+    assert not result.diverged and result.loss < result.start
+    assert [item.step for item in result.evaluations] == sorted(evaluation_steps(STEPS))
+
+
+def test_only_a_paired_trial_is_watched(trials: LanguageTrials, tmp_path: Path) -> None:
+    tuned, paired = (
+        trials(Point("gelu", role, RATE, 0), Session(tmp_path / f"{role}.pt")) for role in ("tuning", "paired")
+    )
+    assert not tuned.health and tuned.loss == paired.loss
+    assert 0 < paired.health["attention entropy / maximum"] <= 1
+    assert (
+        paired.health["gradient: first block / last"] != 0 if "gradient: first block / last" in paired.health else True
+    )
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_losses_are_those_of_the_distribution_over_the_vocabulary(kind: str) -> None:
+    model = Transformer(replace(SMALL, head=HeadConfig(kind="softmax" if kind == "softmax" else "sigmoid")))
+    rows = torch.randint(256, (5, CONTEXT), generator=torch.Generator().manual_seed(0))
+    logits = model(rows).logits
+    assert logits is not None
+    scores = logits.detach().double().numpy()[:, :-1]
+    weights = np.exp(scores) if kind == "softmax" else 1 / (1 + np.exp(-scores))
+    chosen = np.take_along_axis(weights, rows[:, 1:, None].numpy(), -1)[..., 0]
+    expected = -np.log(chosen / weights.sum(-1))
+    np.testing.assert_allclose(row_losses(model, rows).numpy(), expected, rtol=1e-5)
+
+
+def test_a_copy_is_judged_on_its_second_half_alone() -> None:
+    model = Transformer(SMALL)
+    rows = torch.randint(256, (3, CONTEXT), generator=torch.Generator().manual_seed(1))
+    half = CONTEXT // 2
+    repeated = torch.cat([rows[:, :half], rows[:, :half]], 1)
+    logits = model(repeated).logits
+    assert logits is not None
+    expected = torch.nn.functional.cross_entropy(
+        logits[:, half:-1].double().flatten(0, 1), repeated[:, half + 1 :].flatten()
+    )
+    assert copy_loss(model, rows) == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("steps", [10, 57, 400])
+def test_a_trial_is_evaluated_at_both_ends_and_closely_at_the_last(steps: int) -> None:
+    found = sorted(evaluation_steps(steps))
+    assert found[0] == 0 and found[-1] == steps
+    assert all(steps - step <= max(2, steps // 20) for step in found[-3:])
+
+
+def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    lines = [f"{number:07d}" for number in range(100_000)]
+    path.write_text("".join(lines))
+    corpus = read_corpus(str(path), context=64)
+    training = {corpus.training[start : start + 7] for start in range(0, len(corpus.training))}
+    held_out = corpus.held_out.decode()
+    inner = [line for line in lines if line in held_out]
+    assert len(corpus.held_out) + len(corpus.training) == 700_000
+    assert len(inner) > 8_000
+    assert sum(line.encode() in training for line in inner) < 0.01 * len(inner)  # only where digits meet by chance
+
+
+def test_a_directory_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
+    for name, letter in (("b.txt", "b"), ("a.md", "a"), ("c.bin", "\0")):
+        (tmp_path / name).write_text(letter * 2000)
+    corpus = read_corpus(str(tmp_path), context=16)
+    assert corpus.training.startswith(b"a" * 1000) and corpus.held_out.endswith(b"b" * 100)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("x" * 100, "at least 180"), ("", "holds no text"), (None, "cannot be read")]
+)
+def test_too_little_text_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "text.txt"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_corpus(str(path), context=16)
+
+
+def test_an_empty_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no text"):
+        read_corpus(str(tmp_path), context=16)
+
+
+def test_a_trial_whose_loss_is_no_number_ends_early(trials: LanguageTrials, session: Session) -> None:
+    result = trials(Point("gelu", "tuning", math.inf, 0), session)
+    assert result.diverged and result.evaluations[-1].step < STEPS
