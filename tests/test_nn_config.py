@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -336,9 +336,14 @@ def resized(config: TransformerConfig, free: Free, size: int) -> TransformerConf
     if config.attention.head_dim is None and size % (2 * config.attention.heads):
         return None
     try:
-        return replace(config, d_model=size)
+        found = replace(config, d_model=size)
     except ConfigError:
         return None
+    if free == "d_model":
+        return found
+    count = config.d_ff / config.d_model * size / config.feedforward.multiple
+    d_ff = max(1, round(count)) * config.feedforward.multiple
+    return replace(found, feedforward=replace(config.feedforward, d_ff=d_ff))
 
 
 @pytest.mark.parametrize("by", ["parameters", "flops"])
@@ -352,7 +357,7 @@ def test_a_hidden_size_makes_variants_equal(name: str, by: Measure) -> None:
     assert match.config == resized(CHANGED[name], "d_ff", match.config.d_ff)  # nothing else has changed
 
 
-@pytest.mark.parametrize("free", ["d_ff", "d_model"])
+@pytest.mark.parametrize("free", get_args(Free))
 @pytest.mark.parametrize("by", ["parameters", "flops"])
 @pytest.mark.parametrize("name", CHANGED)
 def test_no_other_size_is_nearer(name: str, by: Measure, free: Free) -> None:
@@ -368,7 +373,7 @@ def test_no_other_size_is_nearer(name: str, by: Measure, free: Free) -> None:
     assert match.config == resized(CHANGED[name], free, match.config.d_ff if free == "d_ff" else match.config.d_model)
 
 
-@pytest.mark.parametrize("free", ["d_ff", "d_model"])
+@pytest.mark.parametrize("free", get_args(Free))
 def test_a_config_matches_itself(free: Free) -> None:
     found = match_parameters(BIG, like=BIG, free=free)
     assert isinstance(found, Match)

@@ -12,12 +12,13 @@ from ..errors import ConfigError
 from .config import TransformerConfig
 
 Measure = Literal["parameters", "flops"]
-Free = Literal["d_ff", "d_model"]
+Free = Literal["d_ff", "d_model", "width"]
 
-_MEASURES: dict[str, Callable[[TransformerConfig], int]] = {
+MEASURES: dict[str, Callable[[TransformerConfig], int]] = {
     "parameters": lambda config: config.parameter_count(),
     "flops": lambda config: config.flop_count(training=True),
 }
+"""What configs can have equal: all parameters, or the operations of a token in training over the whole context."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,20 +38,22 @@ class Match:
 def match_parameters(
     config: TransformerConfig, *, like: TransformerConfig, by: Measure = "parameters", free: Free = "d_ff"
 ) -> Match:
-    """The config with the d_ff, or the d_model, at which it is nearest in size to another one.
+    """The config with the d_ff, the d_model or both at which it is nearest in size to another one.
 
     by: "parameters", all of them, or "flops", of a token in training over the whole context. free: what may change;
     d_ff stays a multiple of feedforward.multiple; d_model goes in steps that keep head_dim whole and even, and so the
-    channels that rotary positions turn, and a d_ff that is given stays as it is.
+    channels that rotary positions turn, and a d_ff that is given stays as it is; "width" is d_model with d_ff in
+    proportion.
     Raises ConfigError where even the smallest size is more than a tenth too large: what is fixed costs too much.
     """
-    if by not in _MEASURES:
-        raise ConfigError(f"by is {by!r}; {near_miss(by, _MEASURES)}")
+    if by not in MEASURES:
+        raise ConfigError(f"by is {by!r}; {near_miss(by, MEASURES)}")
     if free not in get_args(Free):
         raise ConfigError(f"free is {free!r}; {near_miss(free, get_args(Free))}")
-    measure = _MEASURES[by]
+    measure = MEASURES[by]
     wanted = measure(like)
-    resized, step = (_with_hidden_size, config.feedforward.multiple) if free == "d_ff" else (_with_width, _step(config))
+    resized = _RESIZED[free]
+    step = config.feedforward.multiple if free == "d_ff" else _step(config)
     best = _nearest(lambda count: measure(resized(config, count * step)), wanted)
     found = resized(config, best * step)
     if best == 1 and measure(found) > 1.1 * wanted:
@@ -77,8 +80,21 @@ def _with_hidden_size(config: TransformerConfig, size: int) -> TransformerConfig
     return replace(config, feedforward=replace(config.feedforward, d_ff=size))
 
 
+def _with_d_model(config: TransformerConfig, d_model: int) -> TransformerConfig:
+    return replace(config, d_model=d_model)
+
+
 def _with_width(config: TransformerConfig, width: int) -> TransformerConfig:
-    return replace(config, d_model=width)
+    multiple = config.feedforward.multiple
+    d_ff = multiple * max(1, round(config.d_ff * width / config.d_model / multiple))
+    return _with_d_model(_with_hidden_size(config, d_ff), width)
+
+
+_RESIZED: dict[str, Callable[[TransformerConfig, int], TransformerConfig]] = {
+    "d_ff": _with_hidden_size,
+    "d_model": _with_d_model,
+    "width": _with_width,
+}
 
 
 def _step(config: TransformerConfig) -> int:

@@ -53,18 +53,18 @@ def _nearest_divisor(value: int, whole: int) -> int:
 
 def of_its_types(config: Any, prefix: str = "") -> None:
     """Raises ConfigError for a field of a config that holds a value of another type than it is written with."""
-    for name, expected in _types(type(config)).items():
+    for name, expected in types_of(type(config)).items():
         _check(expected, getattr(config, name), prefix + name)
 
 
 def read(cls: Any, data: Mapping[str, Any], prefix: str = "") -> Any:
     """A config from nested plain data; raises ConfigError for a field that is not known or of the wrong type."""
-    types = _types(cls)
+    types = types_of(cls)
     values = {}
     for name, value in data.items():
         if name not in types:
             raise ConfigError(f"the config has a field {prefix}{name}; {near_miss(name, types)}")
-        part = _part(types[name])
+        part = part_of(types[name])
         is_part = part is not None and isinstance(value, Mapping)
         values[name] = read(part, value, f"{prefix}{name}.") if is_part else value
         _check(types[name], values[name], prefix + name)
@@ -72,19 +72,19 @@ def read(cls: Any, data: Mapping[str, Any], prefix: str = "") -> Any:
 
 
 @cache
-def _types(cls: Any) -> dict[str, Any]:
+def types_of(cls: Any) -> dict[str, Any]:
     """The types of a config's fields, by name and in their order."""
     hints = get_type_hints(cls)
     return {item.name: hints[item.name] for item in dataclasses.fields(cls)}
 
 
-def _part(expected: Any) -> Any:
+def part_of(expected: Any) -> Any:
     """The config that a field holds, where it holds one."""
-    return next((choice for choice in _choices(expected) if dataclasses.is_dataclass(choice)), None)
+    return next((choice for choice in alternatives(expected) if dataclasses.is_dataclass(choice)), None)
 
 
 def _check(expected: Any, value: Any, path: str) -> None:
-    choices, part = _choices(expected), _part(expected)
+    choices, part = alternatives(expected), part_of(expected)
     if part is not None and not isinstance(value, part) and not (value is None and NoneType in choices):
         raise ConfigError(f"{path} is {value!r} and must hold the fields of {part.__name__}")
     allowed = {choice for choice in choices if isinstance(choice, type)}
@@ -94,9 +94,10 @@ def _check(expected: Any, value: Any, path: str) -> None:
         raise ConfigError(f"{path} is {value!r} and must be {_written(choices)}")
 
 
-def _choices(expected: Any) -> tuple[Any, ...]:
+def alternatives(expected: Any) -> tuple[Any, ...]:
+    """The types that a field may hold, one by one."""
     if get_origin(expected) in (Union, UnionType):
-        return tuple(choice for option in get_args(expected) for choice in _choices(option))
+        return tuple(choice for option in get_args(expected) for choice in alternatives(option))
     return (expected,)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..config import (
     RotaryScalingConfig,
     TransformerConfig,
 )
+from ..config.axes import flat, nested
 from .layout import Layout
 from .parts import Axes, Part, Settings
 
@@ -49,7 +50,7 @@ class Family:
         axes: Axes = {}
         for part in self.parts:
             axes |= part.read(settings)
-        return TransformerConfig.from_dict(_nested(axes))
+        return TransformerConfig.from_dict(nested(axes))
 
     def write(self, config: TransformerConfig) -> dict[str, Any]:
         """The fields of config.json; raises ConfigError, which names the axes, where the family has not such a model.
@@ -117,29 +118,9 @@ def _normal_attention(attention: AttentionConfig, depth: int, head_dim: int) -> 
     )
 
 
-def _nested(axes: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by dotted axis as the nested data that TransformerConfig.from_dict reads."""
-    data: dict[str, Any] = {}
-    for axis, value in axes.items():
-        *path, name = axis.split(".")
-        part = data
-        for step in path:
-            part = part.setdefault(step, {})
-        part[name] = value
-    return data
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in data.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
 def _differences(wanted: TransformerConfig, had: TransformerConfig) -> list[str]:
     """The axes on which two configs differ, in words."""
-    ours, theirs = dict(_flat(wanted.to_dict())), dict(_flat(had.to_dict()))
+    ours, theirs = dict(flat(wanted.to_dict())), dict(flat(had.to_dict()))
     return [
         f"{axis} is {ours.get(axis)!r} and can only be {theirs.get(axis)!r}"
         for axis in dict.fromkeys([*ours, *theirs])
