@@ -119,9 +119,9 @@ def error_rows(pairs: int, simulations: int) -> Iterator[Row]:
         lambda size: families_with(made(MARGIN, MARGIN / 4, size), "tie"),
     )
     yield row(
-        "no difference, deviation a quarter of the margin: contrasts undecided",
+        "no difference, deviation half the margin: contrasts undecided",
         "",
-        lambda size: contrasts_with(made(0, MARGIN / 4, size), "undecided"),
+        lambda size: contrasts_with(made(0, MARGIN / 2, size), "undecided"),
     )
     yield row(
         f"a difference of {PLANTED} nats, deviation {SPREAD}: contrasts decided",

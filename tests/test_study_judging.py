@@ -113,15 +113,15 @@ def test_the_learning_rate_is_nan_until_every_rate_was_tried() -> None:
 
 
 def test_a_summary_has_the_mean_and_deviation_of_its_seeds() -> None:
-    found = summary("relu", study("relu", "gelu"), both("relu", {4: 2.0, 0: 2.01, 2: 1.98, 1: 2.05, 3: 2.03}))
-    assert list(found.losses.items()) == list(enumerate(BASE))
+    found = summary("relu", study("relu", "gelu"), both("relu", {8: 2.0, 0: 2.01, 2: 1.98, 1: 2.05, 3: 2.03}))
+    assert list(found.losses.items()) == list(zip((0, 1, 2, 3, 8), BASE, strict=True))
     assert found.mean == pytest.approx(numpy.mean(BASE))
     assert found.deviation == pytest.approx(numpy.std(BASE, ddof=1))
 
 
 def test_paired_trials_at_another_rate_and_a_point_that_comes_twice_do_not_count() -> None:
     of = study("relu", "gelu")
-    results = both("relu", BASE) + paired("relu", [9.0] * 5, 1e-3) + paired("relu", [8.0] * 5)
+    results = paired("relu", [9.0] * 5, 1e-3) + both("relu", BASE) + paired("relu", [8.0] * 5)
     assert list(summary("relu", of, results).losses.values()) == BASE
     assert len(summary("relu", of, results).tuned) == 3
 
@@ -191,6 +191,8 @@ def test_steps_to_a_loss_are_of_the_mean_curve_so_that_the_baseline_always_gets_
     stopped = [curve(0, 3.0, 2.0), curve(1, 3.0, math.nan), curve(2, 3.0)]
     assert steps_to(3.0, stopped) == pytest.approx(100)
     assert math.isnan(steps_to(2.9, stopped))
+    low = [replace(trial, start=3.1) for trial in stopped]  # 2, 3.1 and 3.1 at the last step, where two have stopped
+    assert steps_to(2.9, low) == pytest.approx(100 + 100 * 0.1 / (3.0 - 8.2 / 3))
     assert math.isnan(steps_to(2.0, []))
 
 

@@ -206,13 +206,21 @@ def test_more_pairs_are_those_of_published_tables_for_a_paired_t_test(effect: fl
     assert more_pairs([alternating(effect, 1.0, 4)], 1e-6) == (wanted - 4,)
 
 
-def test_more_pairs_for_a_tie_have_a_power_of_80_percent() -> None:
-    sample = alternating(0.002, MARGIN, 4)
-    (more,) = more_pairs([sample], MARGIN)
+def test_more_pairs_for_a_difference_follow_from_the_noncentral_t() -> None:
+    for effect in numpy.linspace(0.15, 1.5, 40):
+        pairs = numpy.arange(5, 500)
+        seen = stats.nct.sf(stats.t.ppf(0.975, pairs - 1), pairs - 1, effect * numpy.sqrt(pairs)) >= 0.8
+        assert more_pairs([alternating(effect, 1.0, 4)], 1e-6) == (int(pairs[seen.argmax()]) - 4,)
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.002])
+def test_more_pairs_for_a_tie_have_a_power_of_80_percent(mean: float) -> None:
+    spread = 2 * MARGIN
+    (more,) = more_pairs([alternating(mean, spread, 4)], MARGIN)
     assert more is not None
     random = numpy.random.default_rng(0)
-    for pairs, low, high in ((4 + more, 0.79, 0.83), (2 + more, 0.6, 0.8)):
-        draws = 0.002 + MARGIN * random.standard_normal((40_000, pairs))
+    for pairs, low, high in ((4 + more, 0.795, 0.82), (1 + more, 0.7, 0.795)):
+        draws = mean + spread * random.standard_normal((40_000, pairs))
         reach = stats.t.ppf(0.95, pairs - 1) * draws.std(axis=1, ddof=1) / math.sqrt(pairs)
         assert low < (abs(draws.mean(axis=1)) + reach < MARGIN).mean() < high
 
