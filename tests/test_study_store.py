@@ -35,12 +35,13 @@ def postgresql() -> Iterator[str]:
     if server is None:
         pytest.skip("EVENKEEL_POSTGRESQL is not set: .ci/postgresql make test starts a server")
     import psycopg
+    from psycopg.sql import SQL, Identifier
 
     name = f"study_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"create database {name}")
+        connection.execute(SQL("create database {}").format(Identifier(name)))
         yield f"{server.rpartition('/')[0]}/{name}"
-        connection.execute(f"drop database {name} with (force)")
+        connection.execute(SQL("drop database {} with (force)").format(Identifier(name)))
 
 
 @pytest.fixture(scope="module")
