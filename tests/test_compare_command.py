@@ -50,6 +50,24 @@ def test_a_study_is_run_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert len(rows) == len(document["results"])
 
 
+def test_an_export_is_gone_on_with_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, more = tmp_path / "study.json", tmp_path / "more.json"
+    assert main([*STUDY, "--storage", str(tmp_path / "one.sqlite"), "--jobs", "1", "--out", str(out)]) == 0
+    elsewhere = ["--storage", str(tmp_path / "two.sqlite"), "--jobs", "1"]
+    assert main(["compare", "--from", str(out), *elsewhere, "--seeds", "3", "--out", str(more)]) == 0
+    before, after = json.loads(out.read_text()), json.loads(more.read_text())
+    assert losses(before).items() < losses(after).items()
+    assert len(after["results"]) == len(before["results"]) + len(before["arms"])
+    assert "began with 2 pairs and has 3" in capsys.readouterr().out.replace("\n      ", " ")
+
+
+def test_what_is_no_export_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "other.json"
+    path.write_text("{}")
+    assert main(["compare", "--from", str(path)]) == 2
+    assert "is no exported comparison" in capsys.readouterr().err
+
+
 def test_a_killed_command_typed_again_ends_with_the_same_losses(tmp_path: Path) -> None:
     outs = [tmp_path / f"{name}.json" for name in ("whole", "killed")]
     subprocess.run(command(*STUDY, "--storage", str(tmp_path / "whole.sqlite"), "--out", str(outs[0])), check=True)

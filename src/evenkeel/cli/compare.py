@@ -69,6 +69,12 @@ def _add_work_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--name", metavar="NAME", help="of the study in --storage (default: compare)")
     group.add_argument("--resume", action="store_true", help="go on with the study in --storage, which has to be there")
+    group.add_argument(
+        "--from",
+        metavar="FILE",
+        dest="export_before",
+        help="go on with the study of this export (json), and its trials",
+    )
     group.add_argument("--device", metavar="D", default="cpu", help="where models are trained (default: cpu)")
     group.add_argument("--jobs", metavar="N", type=int, help="processes (default: one for each core; 1 on a device)")
     group.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # the process that this one works for
@@ -90,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _begun(arguments: argparse.Namespace) -> Run:
-    from ..studies import NAME, begin, read_study, resume
+    from ..studies import NAME, begin, read_study, resume, take_over
 
     jobs = arguments.jobs if arguments.jobs is not None else _jobs(arguments.device)
     if jobs < 1:
@@ -98,6 +104,9 @@ def _begun(arguments: argparse.Namespace) -> Run:
     work: dict[str, Any] = {"device": arguments.device, "jobs": jobs}
     if arguments.resume and arguments.storage is None:
         raise UsageError("--resume goes on with a study in a --storage, and none is given; name its file or URL")
+    if arguments.export_before is not None:
+        store = take_over(arguments.export_before, arguments.storage, arguments.name or NAME)
+        return resume(store.where, name=store.name, seeds=arguments.seeds, **work)
     if arguments.resume and not arguments.words:
         return resume(
             arguments.storage, name=arguments.name or NAME, seeds=arguments.seeds, parent=arguments.parent, **work
@@ -131,11 +140,10 @@ def _jobs(device: str) -> int:
 
 
 def _estimate(here: Run, left: int) -> str:
-    founding, study = here.founding, here.study
-    tokens = founding.steps * study.rows * here.context
+    founding = here.founding
     minutes = here.seconds_left / 60
     about = f", about {max(1, round(minutes))} min" if minutes == minutes else ""
-    return f"{left} trials of {founding.steps:,} steps ({tokens:,} tokens) in {here.jobs} processes{about}"
+    return f"{left} trials of {founding.steps:,} steps ({founding.tokens:,} tokens) in {here.jobs} processes{about}"
 
 
 def _kept(here: Run) -> str:

@@ -1,6 +1,6 @@
 """Fair ablations: arms matched in size, tuned alike, paired by seed, judged by stated statistics."""
 
-from .comparing import NAME, Run, begin, compare, resume
+from .comparing import NAME, Run, begin, compare, resume, take_over
 from .comparison import ArmPlan, ArmSummary, Comparison, Interval, Verdict
 from .drawing import draw_comparison
 from .exports import EXPORTS
@@ -31,4 +31,5 @@ __all__ = [
     "draw_methods",
     "read_study",
     "resume",
+    "take_over",
 ]

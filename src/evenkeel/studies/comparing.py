@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
@@ -16,17 +17,20 @@ import torch
 
 from ..directories import demo_directory
 from ..errors import ConfigError, RecordError
+from ..schema import clean_name
 from ..training import one_thread
 from .arms import plan_arms
 from .comparison import ArmPlan, Comparison
 from .corpus import Corpus, read_corpus
 from .databases import is_missing, shown
-from .founding import Founding, settled
+from .founding import Founding
 from .joining import Helpers
-from .judging import check_pairing, judge, summarise
+from .judging import compared
 from .language import LanguageTrials
 from .reading import read_study, study_of
+from .results import TrialResult
 from .schedule import agenda
+from .settling import settled
 from .store import Store
 from .study import MAY_CHANGE, Study
 from .trials import Objective, OwnObjective, UserObjective
@@ -52,11 +56,6 @@ class Run:
     def trials(self) -> int:
         """How many trials are left, as far as is known."""
         return agenda(self.study, self.store.results().values()).remaining
-
-    @property
-    def context(self) -> int:
-        """How long a sequence is, in tokens; 0 with an objective of the user's own."""
-        return max((plan.config.get("context", 0) for plan in self.founding.plans), default=0)
 
     @property
     def seconds_left(self) -> float:
@@ -91,34 +90,13 @@ class Run:
 
     def comparison(self) -> Comparison:
         """What the trials that are done show. Raises RecordError where the pairs do not share what they should."""
-        results = tuple(self.store.results().values())
-        arms = summarise(self.study, self.founding.plans, results)
-        left = agenda(self.study, results).remaining
-        return Comparison(
-            study=self.study,
-            arms=arms,
-            verdicts=judge(self.study, arms, results, self.command),
-            results=results,
-            steps=self.founding.steps,
-            tokens=self.founding.steps * self.study.rows * self.context,
-            wanted=left,
-            target=next(item.mean for item in arms if item.plan.arm.name == self.study.baseline),
-            data={"source": self.founding.source, "digest": self.founding.digest},
-            versions={"evenkeel": version("evenkeel"), "torch": torch.__version__, "python": platform.python_version()},
+        return compared(
+            self.founding,
+            self.study,
+            tuple(self.store.results().values()),
             device=self.device,
-            begun=self.founding.begun,
-            finished="" if left else max(item.finished for item in results),
-            notes=(*check_pairing(results), *self._grown()),
-        )
-
-    def _grown(self) -> tuple[str, ...]:
-        """Looking again with more pairs is no longer what 5% was stated for."""
-        first = self.founding.study.seeds
-        if self.study.seeds <= first:
-            return ()
-        return (
-            f"the study began with {first} pairs and has {self.study.seeds} now: pairs that are added after a look raise "
-            "the share of false better and worse, of one contrast from 5% to about 10% (docs/benchmarks.md)",
+            versions={"evenkeel": version("evenkeel"), "torch": torch.__version__, "python": platform.python_version()},
+            command=self.command,
         )
 
     @property
@@ -226,6 +204,29 @@ def resume(
     plans = plan_arms(study)
     corpus = read_corpus(study.data, context=_context(plans))
     return replace(_run(store, founding, study, corpus, None, device, jobs), parent=parent)
+
+
+def take_over(path: str, storage: str | None, name: str = NAME) -> Store:
+    """A store with the study of an exported comparison and the trials that it holds; begun where it was not there.
+
+    path: a JSON file, as `Comparison.to_json` writes it. Raises RecordError for a file that is none, and for a store
+    that holds another study of this name.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        founding = Founding.from_comparison(data)
+        results = [TrialResult.from_dict(item) for item in data["results"]]
+    except OSError as error:
+        raise RecordError(f"{clean_name(path)} cannot be read ({error.strerror}); give a comparison as JSON") from error
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise RecordError(
+            f"{clean_name(path)} is no exported comparison; write one with evenkeel compare --out FILE"
+        ) from error
+    store = Store(str(_default_file()), founding.study.identity) if storage is None else Store(storage, name)
+    known = store.founding() or store.found(founding)
+    _check_same(founding.study, known.study, store)
+    store.adopt(results)
+    return store
 
 
 def _existing(storage: str, name: str) -> tuple[Store, Founding]:

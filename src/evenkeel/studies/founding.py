@@ -1,28 +1,17 @@
-"""What is settled when a study begins: sizes of its arms, steps that fit its budget, the data."""
+"""What is settled when a study begins, as data; no torch, JSON both ways."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from ..errors import ConfigError
-from ..training import one_thread
 from .comparison import ArmPlan
-from .corpus import Corpus
-from .language import LanguageTrials
 from .study import Study
-from .trials import now
 
 FORMAT = 1
 """Of what is written into a store; another one is refused."""
-
-_FEWEST_STEPS = 50
-_MOST_STEPS = 20_000
-_USED = 0.85  # of the budget: the rest is for evaluations, the start of workers and the end
-_WIDENED = 1  # learning rates that are tried beside those of the range, where an arm's best lies at its end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,41 +51,25 @@ class Founding:
             **{name: data[name] for name in ("steps", "seconds", "source", "digest", "begun")},
         )
 
-
-def settled(study: Study, plans: Sequence[ArmPlan], corpus: Corpus | None, device: str, jobs: int) -> Founding:
-    """A study as it begins here, on so many processes. corpus: None with an objective of the user's own."""
-    steps, seconds = study.steps or 1, 0.0
-    if corpus is not None:
-        paces = paces_of(study, plans, corpus, device)
-        steps = study.steps or steps_within(study, sum(paces), jobs)
-        seconds = steps * sum(paces) / _USED
-    return Founding(
-        study=study,
-        plans=tuple(plans),
-        steps=steps,
-        seconds=seconds,
-        source="" if corpus is None else corpus.source,
-        digest="" if corpus is None else corpus.digest,
-        begun=now(),
-    )
-
-
-def paces_of(study: Study, plans: Sequence[ArmPlan], corpus: Corpus, device: str) -> list[float]:
-    """Seconds that a step of each arm takes here."""
-    trials = LanguageTrials({plan.arm.name: plan for plan in plans}, corpus, study.rows, _FEWEST_STEPS, device)
-    with one_thread():
-        return [trials.pace(name) for name in study.names]
-
-
-def steps_within(study: Study, pace: float, jobs: int) -> int:
-    """How many steps each trial can have, so that all of them end within the budget. pace: of all arms together."""
-    rounds = study.tuning_trials + _WIDENED + study.seeds
-    steps = int(_USED * study.budget * jobs / (pace * rounds))
-    if steps < _FEWEST_STEPS:
-        needed = pace * rounds * _FEWEST_STEPS / (_USED * jobs)
-        raise ConfigError(
-            f"a budget of {study.budget:g} s gives {steps} steps to each of {len(study.arms) * rounds} trials, and "
-            f"fewer than {_FEWEST_STEPS} say nothing; give --budget {math.ceil(needed / 60)}m, fewer arms, seeds or "
-            "tuning trials"
+    @classmethod
+    def from_comparison(cls, data: Mapping[str, Any]) -> Founding:
+        """What the study of an exported comparison was founded with."""
+        return cls(
+            study=Study.from_dict(data["study"]),
+            plans=tuple(ArmPlan.from_dict(arm["plan"]) for arm in data["arms"]),
+            steps=data["steps"],
+            seconds=0.0,
+            source=data["data"]["source"],
+            digest=data["data"]["digest"],
+            begun=data["begun"],
         )
-    return min(steps, _MOST_STEPS)
+
+    @property
+    def context(self) -> int:
+        """How long a sequence is, in tokens; 0 with an objective of the user's own."""
+        return max((plan.config.get("context", 0) for plan in self.plans), default=0)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens each trial is trained on."""
+        return self.steps * self.study.rows * self.context

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ..errors import RecordError
-from .comparison import ArmPlan, ArmSummary, Verdict
+from .comparison import ArmPlan, ArmSummary, Comparison, Verdict
+from .founding import Founding
 from .points import Point, Role
 from .results import TrialResult
+from .schedule import agenda
 from .statistics import (
     FEWEST_RESAMPLED,
     bootstrap_interval,
@@ -52,6 +54,49 @@ def tuned(arm: str, results: Iterable[TrialResult]) -> Tuning:
         return Tuning(math.nan, False, ())
     best, _ = min(losses, key=lambda pair: pair[1])
     return Tuning(best, best in (losses[0][0], losses[-1][0]), losses)
+
+
+def compared(
+    founding: Founding,
+    study: Study,
+    results: Sequence[TrialResult],
+    *,
+    device: str,
+    versions: Mapping[str, str],
+    command: Callable[[int], str] = lambda seeds: "",
+) -> Comparison:
+    """All that the results of a study show. study: as it is now; pairs may have been added since it was founded.
+
+    Raises RecordError where trials of a seed do not share what they should.
+    """
+    arms = summarise(study, founding.plans, results)
+    left = agenda(study, results).remaining
+    return Comparison(
+        study=study,
+        arms=arms,
+        verdicts=judge(study, arms, results, command),
+        results=tuple(results),
+        steps=founding.steps,
+        tokens=founding.tokens,
+        wanted=left,
+        target=next(item.mean for item in arms if item.plan.arm.name == study.baseline),
+        data={"source": founding.source, "digest": founding.digest},
+        versions=versions,
+        device=device,
+        begun=founding.begun,
+        finished="" if left else max(item.finished for item in results),
+        notes=(*check_pairing(results), *_grown(founding.study.seeds, study.seeds)),
+    )
+
+
+def _grown(first: int, seeds: int) -> tuple[str, ...]:
+    """Looking again with more pairs is no longer what 5% was stated for."""
+    if seeds <= first:
+        return ()
+    return (
+        f"the study began with {first} pairs and has {seeds} now: pairs that are added after a look raise the share of "
+        "false better and worse, of one contrast from 5% to about 10% (docs/benchmarks.md)",
+    )
 
 
 def summarise(study: Study, plans: Sequence[ArmPlan], results: Sequence[TrialResult]) -> tuple[ArmSummary, ...]:

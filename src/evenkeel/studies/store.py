@@ -11,7 +11,7 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -134,10 +134,23 @@ class Store:
         import optuna
 
         data = json.dumps({**result.to_dict(), "worker": self._worker})
-        value = result.counted if math.isfinite(result.counted) else math.inf
         with suppress(optuna.exceptions.UpdateFinishedTrialError):
             self._storage.set_trial_user_attr(claim.trial, "result", data)
-            self._storage.set_trial_state_values(claim.trial, optuna.trial.TrialState.COMPLETE, [value])
+            self._storage.set_trial_state_values(claim.trial, optuna.trial.TrialState.COMPLETE, [_value(result)])
+
+    def adopt(self, results: Iterable[TrialResult]) -> None:
+        """Take over results that another store gave, of points that have none here."""
+        import optuna
+
+        done = self.results()
+        for result in results:
+            if result.point.key in done:
+                continue
+            about = {"key": result.point.key, "point": result.point.to_dict(), "result": json.dumps(result.to_dict())}
+            template = optuna.trial.create_trial(
+                state=optuna.trial.TrialState.COMPLETE, value=_value(result), user_attrs=about
+            )
+            self._storage.create_new_trial(self._id(), template)
 
     def give_up(self, claim: Claim, reason: str) -> None:
         """Leave a trial to others."""
@@ -198,6 +211,11 @@ class Store:
             return self._storage.get_study_id_from_name(self.name)
         except KeyError:
             return None
+
+
+def _value(result: TrialResult) -> float:
+    """What Optuna keeps as a trial's value, which may not be NaN."""
+    return result.counted if math.isfinite(result.counted) else math.inf
 
 
 def _is_dead(trial: Any) -> bool:
