@@ -37,7 +37,7 @@ def test_a_study_is_run_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[s
     document = json.loads(out.read_text())
     assert document["wanted"] == 0 and document["finished"]
     for loss in document["arms"][0]["losses"].values():
-        assert f"{loss:.5f}" in told
+        assert f"{loss:.3f}" in told
     assert "Student 1908" in told
     verdict = document["verdicts"][0]
     ours = document["arms"][1]["losses"]
@@ -123,7 +123,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("words", "message"),
     [
         (["feedforward=relu,gelo"], "did you mean 'gelu'"),
-        (["attention.scal=sqrt,none"], "did you mean 'scale'"),
+        (["attention.scal=sqrt,none"], "did you mean 'attention.scale'"),
         (["feedforward=relu,gelu", "--match", "flop"], "did you mean 'flops'"),
         (["feedforward=relu"], "at least two arms"),
         (["feedforward=relu,gelu", "--budget", "1s"], "give --budget"),

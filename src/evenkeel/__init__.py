@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .records import Record
     from .schema import Change
     from .settings import Settings
+    from .studies import compare
     from .surgery import swap
     from .watching import Watch, watch
 
@@ -30,6 +31,7 @@ _HOMES = {
     "TransformerConfig": "nn",
     "Watch": "watching",
     "claims": "ledger",
+    "compare": "studies",
     "describe": "architectures.describing",
     "inspect": "inspection",
     "swap": "surgery",
@@ -46,6 +48,7 @@ __all__ = [
     "TransformerConfig",
     "Watch",
     "claims",
+    "compare",
     "describe",
     "faults",
     "functional",

@@ -1,0 +1,79 @@
+"""`evenkeel.compare` from Python: the user's own objective, the user's own activation, words and mappings."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+import evenkeel as ek
+from evenkeel.errors import ConfigError, UsageError
+
+BETTER = 0.1
+"""Nats by which one arm is better than the other."""
+
+
+def noisy(arm: str, learning_rate: float, seed: int) -> float:
+    """A loss with a seed's noise, which pairs share, and an arm's own."""
+    shared, own = random.Random(seed).gauss(0, 0.2), random.Random(f"{arm} {seed}").gauss(0, 0.02)
+    return 2 - BETTER * (arm == "new") + shared + own + (learning_rate - 4e-3) ** 2
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVENKEEL_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_planted_difference_is_decided_at_the_default_number_of_pairs() -> None:
+    comparison = ek.compare({"axes": {"optimizer": ["old", "new"]}}, objective=noisy)
+    verdict = comparison.verdicts[0]
+    assert (verdict.arm, verdict.against, verdict.word) == ("new", "old", "better")
+    assert verdict.interval.low < -BETTER < verdict.interval.high
+    assert len(verdict.differences) == 5
+    assert comparison.arms[0].learning_rate == 4e-3
+    assert comparison.finished and not comparison.wanted
+
+
+def test_an_objective_without_a_number_is_refused() -> None:
+    with pytest.raises(UsageError, match="gave str for arm 'old'"):
+        ek.compare({"axes": {"optimizer": ["old", "new"]}}, objective=lambda arm, rate, seed: "lost")  # pyright: ignore
+
+
+def test_an_error_of_the_objective_comes_out_and_the_study_goes_on_behind_it() -> None:
+    seen: list[tuple[str, float, int]] = []
+
+    def fragile(arm: str, learning_rate: float, seed: int) -> float:
+        if len(seen) == 3:
+            seen.append((arm, learning_rate, seed))
+            raise ZeroDivisionError("once")
+        seen.append((arm, learning_rate, seed))
+        return noisy(arm, learning_rate, seed)
+
+    spec = {"axes": {"optimizer": ["old", "new"]}}
+    with pytest.raises(ZeroDivisionError, match="once"):
+        ek.compare(spec, objective=fragile)
+    comparison = ek.compare(spec, objective=fragile)
+    assert not comparison.wanted
+    assert len(seen) == len(set(seen)) + 1  # what broke was tried again, nothing else
+
+
+def test_a_study_with_an_objective_needs_it() -> None:
+    with pytest.raises(ConfigError, match="give it to compare"):
+        ek.compare({"axes": {"optimizer": ["old", "new"]}, "objective": "theirs"})
+
+
+def test_an_activation_of_ones_own_is_an_arm(tmp_path: Path) -> None:
+    path = tmp_path / "my.py"
+    path.write_text("def softer(x):\n    return x / (1 + x.abs())\n")
+    comparison = ek.compare(
+        f"feedforward=relu,{path}:softer depth=1 d_model=16 context=16 attention.heads=2",
+        steps=10,
+        seeds=2,
+        tuning_trials=3,
+    )
+    assert not comparison.wanted
+    own = comparison.arms[1]
+    assert "softer" in own.plan.arm.name
+    assert own.plan.parameters == comparison.arms[0].plan.parameters
+    assert own.losses != comparison.arms[0].losses
