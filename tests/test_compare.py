@@ -9,6 +9,7 @@ import pytest
 
 import evenkeel as ek
 from evenkeel.errors import ConfigError, UsageError
+from evenkeel.studies import read_study
 
 BETTER = 0.1
 """Nats by which one arm is better than the other."""
@@ -26,7 +27,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_planted_difference_is_decided_at_the_default_number_of_pairs() -> None:
-    comparison = ek.compare({"axes": {"optimizer": ["old", "new"]}}, objective=noisy)
+    comparison = ek.compare(["old", "new"], objective=noisy)
     verdict = comparison.verdicts[0]
     assert (verdict.arm, verdict.against, verdict.word) == ("new", "old", "better")
     assert verdict.interval.low < -BETTER < verdict.interval.high
@@ -37,7 +38,7 @@ def test_a_planted_difference_is_decided_at_the_default_number_of_pairs() -> Non
 
 def test_an_objective_without_a_number_is_refused() -> None:
     with pytest.raises(UsageError, match="gave str for arm 'old'"):
-        ek.compare({"axes": {"optimizer": ["old", "new"]}}, objective=lambda arm, rate, seed: "lost")  # pyright: ignore
+        ek.compare(["old", "new"], objective=lambda arm, rate, seed: "lost")  # pyright: ignore
 
 
 def test_an_error_of_the_objective_comes_out_and_the_study_goes_on_behind_it() -> None:
@@ -50,7 +51,7 @@ def test_an_error_of_the_objective_comes_out_and_the_study_goes_on_behind_it() -
         seen.append((arm, learning_rate, seed))
         return noisy(arm, learning_rate, seed)
 
-    spec = {"axes": {"optimizer": ["old", "new"]}}
+    spec = ["old", "new"]
     with pytest.raises(ZeroDivisionError, match="once"):
         ek.compare(spec, objective=fragile)
     comparison = ek.compare(spec, objective=fragile)
@@ -59,8 +60,9 @@ def test_an_error_of_the_objective_comes_out_and_the_study_goes_on_behind_it() -
 
 
 def test_a_study_with_an_objective_needs_it() -> None:
+    study = read_study(["optimizer=old,new"], objective="theirs")
     with pytest.raises(ConfigError, match="give it to compare"):
-        ek.compare({"axes": {"optimizer": ["old", "new"]}, "objective": "theirs"})
+        ek.compare(study)
 
 
 def test_an_activation_of_ones_own_is_an_arm(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def compare(
 
     spec: a Study, words as on the command line ("feedforward=relu,gelu"), the path of a study file, or a mapping with
     its keys. options: further keys of a study file. objective: `train(arm, learning_rate, seed) -> loss` in place of
-    the language model; each call is one trial. storage: a file or URL; by default a file in the user's cache. name: of
+    the language model; each call is one trial, and spec may be nothing but the names of the arms. storage: a file or URL; by default a file in the user's cache. name: of
     the study in it. jobs: processes on this machine, with the default objective. report: is told how many trials are
     done, of how many, and the share of the present one. Ctrl-C ends the present trial at its next step and leaves a
     partial comparison.
@@ -134,6 +134,8 @@ def compare(
     """
     if objective is not None:
         options["objective"] = f"{objective.__module__}.{getattr(objective, '__qualname__', type(objective).__name__)}"
+        if not isinstance(spec, Study | Mapping | str):
+            spec = {"arms": [{"name": name, "choices": {}} for name in spec]}
     study = _read(spec, options)
     run = begin(study, objective=objective, storage=storage, name=name, device=device, jobs=jobs)
     run.work(report)
