@@ -126,10 +126,10 @@ def compare(
 
     spec: a Study, words as on the command line ("feedforward=relu,gelu"), the path of a study file, or a mapping with
     its keys. options: further keys of a study file. objective: `train(arm, learning_rate, seed) -> loss` in place of
-    the language model; each call is one trial, and spec may be nothing but the names of the arms. storage: a file or URL; by default a file in the user's cache. name: of
-    the study in it. jobs: processes on this machine, with the default objective. report: is told how many trials are
-    done, of how many, and the share of the present one. Ctrl-C ends the present trial at its next step and leaves a
-    partial comparison.
+    the language model; each call is one trial, and spec may be nothing but the names of the arms. storage: a file or
+    URL; by default a file in the user's cache. name: of the study in it. jobs: processes on this machine, with the
+    default objective. report: is told how many trials are done, of how many, and the share of the present one. Ctrl-C
+    ends the present trial at its next step and leaves a partial comparison.
     Raises ConfigError for a study that cannot be run, RecordError for a store that holds another study of this name.
     """
     if objective is not None:
