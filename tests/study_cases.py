@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,8 @@ from evenkeel.studies.study import Arm, Contrast, Study
 
 START = 5.545
 HOSTILE = '<b x="1">&\x1b[31m_a%$#{~^}\\[/x]\u202e'
+
+Case = Callable[[], Comparison]
 
 _STUDENT = {5: 2.776, 25: 2.064}  # the 97.5% point with one degree of freedom less
 _RATES = (0.001, 0.002, 0.004, 0.008, 0.016)
@@ -101,6 +103,19 @@ def own_objective() -> Comparison:
         replace(item, evaluations=(), health={}, hashes={}, start=math.nan, copy_loss=math.nan) for item in made.results
     )
     return replace(made, arms=arms, results=results, steps=0, tokens=0, data={})
+
+
+def hostile() -> Comparison:
+    """The finished study with a name that is long and full of markup."""
+    return renamed(finished(), "swiglu", HOSTILE)
+
+
+def short_and_hostile() -> Comparison:
+    """The finished study with a name that clears a terminal, and is short enough to be shown in tables."""
+    return renamed(finished(), "gelu", "g\x1b[2J<i>")
+
+
+CASES: tuple[Case, ...] = (finished, partial, with_bootstrap, own_objective)
 
 
 def renamed(comparison: Comparison, old: str, new: str) -> Comparison:

@@ -273,7 +273,7 @@ def _undecided(wording: Wording, width: int) -> Text | None:
         if verdict.word == "undecided":
             remedy = what_would_decide(verdict) + ":" * bool(verdict.command)
             lines.append(safe(f"{wording.contrast(verdict)}: {remedy}", VERDICT_STYLES["undecided"]))
-            lines += [safe(f"  {line}") for line in _shell_lines(printable(verdict.command), width - 4)]
+            lines += [safe(f"  {line}") for line in _shell_lines(verdict.command, width - 4)]
     return Text("\n").join(lines) if lines else None
 
 

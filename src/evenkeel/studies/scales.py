@@ -64,11 +64,9 @@ def _steps(low: float, high: float, most: int) -> list[float]:
     if not low < high:
         return [low]
     power = math.floor(math.log10((high - low) / most))
-    for step in (float(f"{digit}e{power + further}") for further in (0, 1) for digit in (1, 2, 5)):
-        first, last = math.ceil(low / step), math.floor(high / step)
-        if last - first < most:
-            break
-    return [index * step for index in range(first, last + 1)]
+    sizes = (float(f"{digit}e{power + further}") for further in (0, 1) for digit in (1, 2, 5))
+    step = next(size for size in sizes if math.floor(high / size) - math.ceil(low / size) < most)
+    return [index * step for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def difference_range(contrasts: Iterable[Sequence[float]], margin: float) -> tuple[float, float]:
