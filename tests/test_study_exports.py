@@ -8,8 +8,6 @@ import itertools
 import json
 import math
 import re
-import subprocess
-import sys
 from xml.etree import ElementTree
 
 import pytest
@@ -252,9 +250,3 @@ def test_ticks_of_factors_lie_inside_in_order(low: float, factor: float, most: i
     assert ticks == sorted(set(ticks))
     assert all(low <= tick <= low * factor for tick in ticks)
     assert scale(math.sqrt(low * low * factor)) == pytest.approx(50)
-
-
-def test_drawing_loads_no_torch() -> None:
-    code = "import sys, evenkeel.studies.exports, evenkeel.studies.methods; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
