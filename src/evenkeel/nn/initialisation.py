@@ -7,7 +7,21 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from .config import TransformerConfig
+
 _PACKED, _PARTS = ".gate_up.", (".gate.", ".up.")
+
+
+def first_deviations(config: TransformerConfig) -> dict[str, float]:
+    """Standard deviations, by parameter name, of what a Transformer does not start from N(0, 1/fan_in)."""
+    width, gain = config.d_model, config.attention.query_gain
+    queries = {f"blocks.{layer}.attention.query.weight": gain * width**-0.5 for layer in range(config.depth)}
+    return {
+        "embedding.weight": width**-0.5 if config.head.tied else 1.0,
+        "positions.weight": 0.0,
+        "bias.weight": 0.0,
+        **(queries if gain != 1 else {}),
+    }
 
 
 @torch.no_grad()

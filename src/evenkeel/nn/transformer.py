@@ -19,7 +19,7 @@ from .config import TransformerConfig
 from .families import Origin, read_directory, write_directory
 from .generation import check_rows, generate
 from .heads import Head
-from .initialisation import initialise
+from .initialisation import first_deviations, initialise
 from .norms import make_norm
 
 
@@ -52,8 +52,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.norm = make_norm(width, config.norm) if config.norm.before_head else nn.Identity()
         self.head = Head(width, config.vocabulary, config.head)
-        embedded = width**-0.5 if config.head.tied else 1.0
-        initialise(self, seed, deviations={"embedding.weight": embedded, "positions.weight": 0.0, "bias.weight": 0.0})
+        initialise(self, seed, deviations=first_deviations(config))
 
     def forward(
         self,

@@ -56,7 +56,7 @@ def draw_comparison(comparison: Comparison, *, width: int | None = None, color: 
         *_tables(_contrasts_title(wording), _contrast_names(wording), _contrasts(wording), width),
         _intervals(wording, width),
         _undecided(wording, width),
-        *_tables("health: what a watch measured at the end, mean over the pairs", *_health(wording), width),
+        *_tables("health at the end, mean over the pairs", *_health(wording), width),
         _findings(wording),
         grid(("note", safe(note)) for note in comparison.notes),
         _closing(wording),

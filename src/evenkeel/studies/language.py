@@ -18,11 +18,13 @@ from torch import Tensor
 
 from ..diagnosis import Diagnosis
 from ..nn import Transformer, TransformerConfig
+from ..nn.initialisation import first_deviations
 from ..training import adamw, byte_batches, learning_rate_share, training_step
 from ..watching import Watch, watch
 from .comparison import ArmPlan
 from .corpus import Corpus
 from .points import Point
+from .predictions import copy_loss, predictions, row_losses
 from .results import Evaluation, TrialResult
 from .trials import Session, now
 
@@ -34,7 +36,6 @@ _LAST_GAP = 50  # the last evaluations are a fiftieth of the steps apart
 _MEASURED = 4  # steps of a paired trial that a watch measures
 _CHECKPOINT_EVERY = 15.0  # seconds
 _COPIED_ROWS = 32
-_CHUNK = 32  # rows of an evaluation that are computed at once
 
 
 @dataclass
@@ -87,7 +88,7 @@ class LanguageTrials:
             diverged=not (math.isfinite(loss) and loss <= start),
             evaluations=tuple(done.evaluations),
             copy_loss=copy_loss(model, held_out[:_COPIED_ROWS]),
-            health={} if diagnosis is None else health(diagnosis),
+            health={} if diagnosis is None else health(diagnosis) | predictions(model, held_out),
             findings=() if diagnosis is None else _codes(diagnosis),
             hashes=hashes | {"batches": done.batches},
             seconds=done.seconds,
@@ -160,32 +161,16 @@ def _evaluated(done: Progress, model: Transformer, held_out: Tensor) -> bool:
     return math.isfinite(done.evaluations[-1].loss)
 
 
-@torch.no_grad()
-def row_losses(model: Transformer, rows: Tensor) -> Tensor:
-    """Negative log-likelihood of each next token, in nats, (rows, length − 1), of the distribution over the vocabulary.
-
-    Of a head of independent sigmoids the distribution is p_i = σ(z_i) / Σ_j σ(z_j).
-    """
-    model.eval()
-    found = []
-    for chunk in rows.split(_CHUNK):
-        logits = model(chunk[:, :-1]).logits
-        odds = model.head.log_odds(logits.float()).log_softmax(-1)
-        found.append(-odds.gather(-1, chunk[:, 1:, None])[..., 0])
-    return torch.cat(found)
-
-
-def copy_loss(model: Transformer, rows: Tensor) -> float:
-    """The loss on the second half of rows that repeat their first half: what is left for a model that can copy is 0."""
-    half = rows.shape[1] // 2
-    repeated = torch.cat([rows[:, :half], rows[:, :half]], dim=1)
-    return row_losses(model, repeated)[:, half:].mean().item()
-
-
 def parameter_hashes(model: Transformer) -> dict[str, str]:
-    """A digest of each parameter as it is, by name and shape: equal names have to have equal values in every arm."""
+    """A digest of each parameter as it is; those of one name have to be the same in every arm.
+
+    A name has the parameter's shape, and the first deviation where the config says another than N(0, 1/fan_in): what
+    arms start otherwise on purpose is not what they have in common.
+    """
+    deviations = first_deviations(model.config)
     return {
-        f"parameter {name} {'x'.join(map(str, item.shape))}": _digest(item.detach())
+        f"parameter {name} {'x'.join(map(str, item.shape))}"
+        + (f" ±{deviations[name]:.6g}" if name in deviations else ""): _digest(item.detach())
         for name, item in model.named_parameters()
     }
 
@@ -201,7 +186,6 @@ _HEALTH = {
     "activation: flat slopes": ("small_gradient_share", "mean"),
     "activation: mean's energy": ("mean_energy", "mean"),
     "largest output logit": ("logit_absmax", "max"),
-    "calibration error": ("ece", "mean"),
 }
 _REDUCED = {"mean": statistics.fmean, "max": max}
 _GRADIENT = "gradient: first block / last"

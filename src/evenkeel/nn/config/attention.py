@@ -26,7 +26,8 @@ class AttentionConfig:
     the softmax. window: a token sees so many, itself among them; None = all before it. global_every: every so many-th
     layer sees all tokens whatever the window. normalizer: "softmax", or "sigmoid" of each score − log n by itself, n
     being the model's context (of a layer alone: its keys). output_gate: what the heads give is multiplied by σ(W x).
-    residual: whether the input is added to the output.
+    residual: whether the input is added to the output. query_gain: what the query map's first deviation is multiplied
+    by; T5 has scale "none" and 1/√d_k here.
     """
 
     heads: int = 4
@@ -43,6 +44,7 @@ class AttentionConfig:
     normalizer: Normalizer = "softmax"
     output_gate: bool = False
     residual: bool = True
+    query_gain: float = 1.0
 
     def __post_init__(self) -> None:
         of_its_types(self, "attention.")
@@ -52,6 +54,7 @@ class AttentionConfig:
         divides("attention.key_heads", self.groups, "attention.heads", self.heads)
         self._check_scale()
         above_zero("attention.softcap", self.softcap, 50)
+        above_zero("attention.query_gain", self.query_gain, 1)
         one_of("attention.normalizer", self.normalizer, get_args(Normalizer))
         if self.sinks and self.normalizer == "sigmoid":
             raise ConfigError(
