@@ -36,8 +36,8 @@ contracts: $(INSTALLED)
 wheel: $(INSTALLED) ## build the wheel and use it in an empty environment
 	.ci/wheel
 
-bench: $(INSTALLED) ## print the benchmarks' tables (40 minutes)
-	for name in gates recurrence softmax losses attention sampling generation transformer tensor_statistics watch; do $(BIN)/python benchmarks/$$name.py || exit; done
+bench: $(INSTALLED) ## print the benchmarks' tables (45 minutes)
+	for name in gates recurrence softmax losses attention sampling generation transformer tensor_statistics watch training intervals; do $(BIN)/python benchmarks/$$name.py || exit; done
 
 ulp: $(INSTALLED) ## measure every pointwise function on all 2^32 float32 patterns (an hour; goes on where it was stopped)
 	$(BIN)/python benchmarks/ulp.py

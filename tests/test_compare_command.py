@@ -141,6 +141,13 @@ def test_a_wrong_study_is_one_line_and_exit_2(
     assert not list((tmp_path / "cache").rglob("*.pt"))
 
 
+def test_help_names_every_export() -> None:
+    from evenkeel.cli import compare
+    from evenkeel.studies import EXPORTS
+
+    assert sorted(EXPORTS) == sorted(compare._EXPORTS)
+
+
 def test_a_resumed_study_that_is_another_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = str(tmp_path / "study.sqlite")
     assert main([*STUDY, "--storage", where, "--jobs", "1"]) == 0
