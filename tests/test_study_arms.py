@@ -161,13 +161,15 @@ def test_arms_spelled_out_are_matched_alike() -> None:
     study = study_of(
         {
             "arms": [
-                {"name": "plain", "choices": {"feedforward": "relu2"}},
                 {"name": "gated", "choices": {"feedforward": "reglu", "attention": {"qk_norm": True}}},
+                {"name": "plain", "choices": {"feedforward": "relu2"}},
             ],
             "model": {"depth": 2, "attention.heads": 2},
-            "baseline": "gated",
         }
     )
-    plain, gated = plan_arms(study)
+    as_written = study.to_dict()
+    gated, plain = plan_arms(study)
+    assert study.to_dict() == as_written
+    assert (gated.config["attention"]["qk_norm"], plain.config["attention"]["qk_norm"]) == (True, False)
     assert gated.difference == 0 and plain.difference == (plain.parameters - gated.parameters) / gated.parameters
     assert plain.config["attention"]["heads"] == 2 and abs(plain.difference) <= CLOSE

@@ -547,10 +547,10 @@ def test_every_grouping_has_a_proxy_that_can_be_built(tmp_path: Path, heads: int
 
 def test_like_is_the_model_of_every_arm_and_its_own_arm_the_baseline(tmp_path: Path) -> None:
     like = directory(tmp_path, "llama")
-    study = read_study(["feedforward=relu,swiglu", "depth=2", "attention.scale=dim"], like=like)
+    study = read_study(["feedforward=relu,swiglu", "d_model=64", "attention.scale=dim"], like=like)
     assert study.baseline == "swiglu"  # LLaMA's
-    assert study.model == nested({"attention.scale": "dim"}, proxy(like, depth=2).to_dict())
-    assert config_of(study, study.arms[1]).d_ff == 448
+    assert study.model == nested({"attention.scale": "dim"}, proxy(like, d_model=64).to_dict())
+    assert config_of(study, study.arms[1]).d_ff == 224
     assert read_study(["feedforward=relu,gelu"], like=like).baseline == "relu"
     assert read_study(["feedforward=relu,swiglu"], like=like, baseline="relu").baseline == "relu"
 

@@ -114,9 +114,8 @@ def _ways(arm: Arm, config: TransformerConfig, baseline: TransformerConfig) -> I
 
 
 def _resized(config: TransformerConfig, baseline: TransformerConfig, by: Measure, way: tuple[Free, ...]) -> Match:
-    if (
-        config.depth != baseline.depth and way[0] == "width"
-    ):  # which keeps the proportion that makes the arm equal at the baseline's depth
+    if way[0] == "width" and config.depth != baseline.depth:
+        # in the proportion that makes the arm equal at the baseline's depth
         level = match_parameters(replace(config, depth=baseline.depth), like=baseline, by=by).config
         config = replace(level, depth=config.depth)
     for free in way[:-1]:
