@@ -99,5 +99,5 @@ C19 = Claim(
         ),
     ),
     ops=("attention",),
-    source="Vaswani et al. 2017, section 3.2.1; Raffel et al. 2020 (T5: the factor is in the first weights); measured here",
+    source="Vaswani et al. 2017, section 3.2.1; Raffel et al. 2020 (T5: in the first weights); measured here",
 )
