@@ -120,6 +120,7 @@ def attentions(draw: st.DrawFn) -> AttentionConfig:
         normalizer=normalizer,
         output_gate=draw(st.booleans()),
         residual=draw(st.booleans()),
+        query_gain=draw(st.sampled_from((1.0, 0.25))),
     )
 
 

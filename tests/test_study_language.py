@@ -70,7 +70,7 @@ def test_arms_of_a_seed_start_alike_and_see_the_same(trials: LanguageTrials, tmp
     assert all(gelu[name] == swiglu[name] for name in shared)
     assert gelu["batches"] != other["batches"]
     assert gelu["held_out"] == other["held_out"]
-    assert gelu["parameter embedding.weight 256x16 ±1"] != other["parameter embedding.weight 256x16"]
+    assert gelu["parameter embedding.weight 256x16 ±1"] != other["parameter embedding.weight 256x16 ±1"]
 
 
 def test_a_learning_rate_far_too_high_diverges_and_counts_with_its_start(

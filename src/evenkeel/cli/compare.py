@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from .output import file_argument, show, tell, write
+from .working import INTERRUPTED, bar, estimate, processes, quieten_optuna
 
 if TYPE_CHECKING:
-    from ..studies import Comparison, Report, Run
+    from ..studies import Comparison, Run
 
 SUMMARY = "compare choices fairly: equal parameters, tuned alike, paired seeds, intervals and a verdict"
 
 _EXPORTS = ("csv", "json", "latex", "svg")  # those of studies.EXPORTS, here because `--help` has no use for it
-_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -82,23 +79,23 @@ def _add_work_options(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the study, or what is left of it, and print what it shows; 0, or 130 where Ctrl-C left it partial."""
-    _quieten_optuna()
+    quieten_optuna()
     here = _begun(arguments)
     left = here.trials
     if left:
-        tell(_estimate(here, left))
-    with _bar(left) as report:
+        tell(estimate(here, left))
+    with bar(left) as report:
         finished = here.work(report)
     _finish(here.comparison(), arguments)
     if not finished:
         print(f"evenkeel: stopped; the same command goes on{_kept(here)}", file=sys.stderr)
-    return 0 if finished else _INTERRUPTED
+    return 0 if finished else INTERRUPTED
 
 
 def _begun(arguments: argparse.Namespace) -> Run:
     from ..studies import NAME, begin, read_study, resume, take_over
 
-    jobs = arguments.jobs if arguments.jobs is not None else _jobs(arguments.device)
+    jobs = arguments.jobs if arguments.jobs is not None else processes(arguments.device)
     if jobs < 1:
         raise UsageError(f"--jobs is {jobs} and must be at least 1")
     work: dict[str, Any] = {"device": arguments.device, "jobs": jobs}
@@ -128,43 +125,8 @@ def _begun(arguments: argparse.Namespace) -> Run:
     return begin(study, storage=arguments.storage, name=arguments.name, must_exist=arguments.resume, **work)
 
 
-def _quieten_optuna() -> None:
-    """Optuna tells on stderr that it made a study, which the estimate says better."""
-    import logging
-
-    logging.getLogger("optuna").setLevel(logging.WARNING)
-
-
-def _jobs(device: str) -> int:
-    return (os.cpu_count() or 1) if device == "cpu" else 1
-
-
-def _estimate(here: Run, left: int) -> str:
-    founding = here.founding
-    minutes = here.seconds_left / 60
-    about = f", about {max(1, round(minutes))} min" if minutes == minutes else ""
-    return f"{left} trials of {founding.steps:,} steps ({founding.tokens:,} tokens) in {here.jobs} processes{about}"
-
-
 def _kept(here: Run) -> str:
     return "" if here.default_storage else f", and {here.command(here.study.seeds)}"
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[Report]:
-    """A progress bar over trials on stderr, where somebody watches."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.fields[text]}"), BarColumn(), TimeRemainingColumn())
-    terminal = sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not terminal or not total) as bars:
-        task = bars.add_task("", total=1.0, text="")
-
-        def report(done: int, trials: int, share: float) -> None:
-            bars.update(task, completed=done + share, total=trials, text=f"trial {min(done + 1, trials)} of {trials}")
-
-        yield report
 
 
 def _finish(comparison: Comparison, arguments: argparse.Namespace) -> None:

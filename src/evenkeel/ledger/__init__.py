@@ -14,7 +14,7 @@ from ._drawing import draw_pages, draw_table
 from ._markdown import draw_documents, draw_markdown
 from ._plotting import draw_plots, glyphs_of
 from ._running import CLAIMS, Ledger, claims
-from ._sentences import PLANNED, Sentence
+from ._sentences import Sentence
 from ._splitting import fingerprint, split_sentences
 from ._text import LANGUAGES, Language, Text
 from ._walking import Walk, draw_walk, draw_walk_in_markdown, walk
@@ -23,7 +23,6 @@ __all__ = [
     "CLAIMS",
     "DOCUMENTS",
     "LANGUAGES",
-    "PLANNED",
     "VERDICTS",
     "Bound",
     "Citation",

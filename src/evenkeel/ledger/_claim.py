@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from ..rules import RULES
 from ..schema import encode_number
 from ._documents import Passage, passages_of
+from ._studies import MEASURED, Comparisons, Provenance
 from ._text import Text
 
 Verdict = Literal["holds", "holds with a caveat", "does not hold", "undecided"]
@@ -87,6 +88,10 @@ class Bound:
         }
 
 
+def _no_numbers(comparisons: Comparisons) -> tuple[Measurement, ...]:
+    return ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """A statement that the documents make, and how it is tested.
@@ -94,17 +99,20 @@ class Claim:
     id: C01, C02, ...; permanent. statement: in our own words. method: what is measured. measure: the experiment; with
     seeds of its own, so that the same numbers come each time, clocks aside. criterion: the bounds that give the
     verdict. ops: the functions it is about. source: of the fact or of the experiment.
-    citations: what sources say, where code cannot tell.
+    citations: what sources say, where code cannot tell. studies: the ledger's studies it rests on, which take too long
+    to run each time. trained: the numbers that it takes from their comparisons, once all of them have one.
     """
 
     id: str
     statement: Text
     method: Text
-    measure: Callable[[], Iterable[Measurement]]
+    measure: Callable[[], Iterable[Measurement]] = tuple
     criterion: tuple[Bound, ...]
     ops: tuple[str, ...]
     source: str
     citations: tuple[Citation, ...] = ()
+    studies: tuple[str, ...] = ()
+    trained: Callable[[Comparisons], Iterable[Measurement]] = _no_numbers
 
     @property
     def passages(self) -> tuple[Passage, ...]:
@@ -123,10 +131,11 @@ _VERDICT_OF: dict[Role, Verdict] = {"noise": "undecided", "claim": "does not hol
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredClaim:
-    """A claim with the numbers of its experiment; the verdict follows from them."""
+    """A claim with the numbers of its experiment; the verdict follows from them. run: where they come from."""
 
     claim: Claim
     measurements: tuple[Measurement, ...]
+    run: Provenance = MEASURED
 
     @property
     def verdict(self) -> Verdict:
@@ -150,7 +159,9 @@ class MeasuredClaim:
 
     @property
     def reasons(self) -> tuple[Text, ...]:
-        """Why the verdict is no plain "holds": what the missed bounds say."""
+        """Why the verdict is no plain "holds": what the missed bounds say, or that a study has no run."""
+        if self.run.kind == "none":
+            return (_not_run(self.claim.id),)
         return tuple(dict.fromkeys(bound.otherwise for bound in self.missed if bound.otherwise))
 
     @property
@@ -177,4 +188,17 @@ class MeasuredClaim:
             "ops": list(claim.ops),
             "source": claim.source,
             "citations": [citation.to_dict() for citation in claim.citations],
+            "run": self.run.to_dict(),
         }
+
+
+def _not_run(name: str) -> Text:
+    command = f"evenkeel claims {name} --train"
+    return Text(
+        en=f"It rests on trained models, and no finished run of them is at hand: {command} makes one, with "
+        "evenkeel[compare] installed; --budget 30m makes a short one; the same command goes on with what was begun.",
+        es=f"Se apoya en modelos entrenados y no hay a mano ninguna ejecución terminada: {command} hace una, con "
+        "evenkeel[compare] instalado; --budget 30m hace una corta, y la misma orden continúa lo que se empezó.",
+        pt=f"Baseia-se em modelos treinados e não há à mão nenhuma execução terminada: {command} faz uma, com "
+        "evenkeel[compare] instalado; --budget 30m faz uma curta, e o mesmo comando continua o que foi iniciado.",
+    )

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from ..rules import RULES
 from ._claim import Bound, Claim, MeasuredClaim, Role, Stance, Verdict
 from ._documents import DOCUMENTS
+from ._studies import RunKind
 from ._text import Language, Text, in_language
 
 _WIDEST = 100
@@ -46,6 +47,20 @@ _TOO_NOISY = Text(
     es="La medición tiene demasiado ruido para decidir; repítala en una máquina más tranquila.",
     pt="A medição tem ruído demais para decidir; repita em uma máquina mais tranquila.",
 )
+_RUNS: dict[RunKind, Text] = {
+    "stored": Text(
+        en="stored: run on {date} with torch {torch}",
+        es="guardado: ejecutado el {date} con torch {torch}",
+        pt="guardado: executado em {date} com torch {torch}",
+    ),
+    "trained": Text(
+        en="trained: run on {date} with torch {torch}",
+        es="entrenado: ejecutado el {date} con torch {torch}",
+        pt="treinado: executado em {date} com torch {torch}",
+    ),
+}
+_RUN = Text(en="Run", es="Ejecución", pt="Execução")
+_TRIALS = Text(en="trials", es="ensayos", pt="ensaios")
 _CITED = Text(en="Cited", es="Citado", pt="Citado")
 _SOURCE = Text(en="Source", es="Fuente", pt="Fonte")
 _RULES = Text(en="Rules", es="Reglas", pt="Regras")
@@ -78,7 +93,8 @@ def _table(measured: tuple[MeasuredClaim, ...], language: Language, width: int) 
     longest = max(len(verdict) for verdict in verdicts.values())
     for item in measured:
         start = f"{item.claim.id}  {verdicts[item.claim.id]:{longest}}  "
-        yield wrapped(in_language(item.claim.statement, language), width, start, " " * len(start))
+        mark = f" [{found}]" if (found := ran(item, language)) else ""
+        yield wrapped(f"{in_language(item.claim.statement, language)}{mark}", width, start, " " * len(start))
     yield ""
     yield wrapped(in_language(_HINT, language), width)
 
@@ -98,6 +114,8 @@ def _page(item: MeasuredClaim, language: Language, width: int) -> Iterator[str]:
     yield wrapped(in_language(claim.statement, language), width)
     yield from section(_SAID, (paragraph(line) for line in said_in(claim, language)))
     yield from section(_METHOD, [paragraph(in_language(claim.method, language))])
+    if found := ran(item, language):
+        yield from section(_RUN, [paragraph(found), *(paragraph(line) for line in studies_run(item, language))])
     yield from section(_MEASURED, _numbers(item))
     yield from section(_CRITERION, _bounds(item, language))
     reasons = [paragraph(in_language(reason, language)) for reason in _reasons(item)]
@@ -128,6 +146,18 @@ def cited(claim: Claim, language: Language) -> Iterator[str]:
     for citation in claim.citations:
         stance = in_language(STANCES[citation.stance], language)
         yield f"{citation.source} ({stance}): {in_language(citation.says, language)}"
+
+
+def ran(item: MeasuredClaim, language: Language) -> str:
+    """When its studies were run, and with which torch; "" where it has none."""
+    words = _RUNS.get(item.run.kind)
+    return in_language(words, language).format(date=item.run.date, **item.run.versions) if words else ""
+
+
+def studies_run(item: MeasuredClaim, language: Language) -> Iterator[str]:
+    """One line for each of its studies."""
+    for run in item.run.studies:
+        yield f"{run.name}: {run.trials} {in_language(_TRIALS, language)}, {run.identity}, {run.date}"
 
 
 def _numbers(item: MeasuredClaim) -> Iterator[str]:
@@ -165,9 +195,9 @@ def interval(bound: Bound) -> str:
 
 
 def _reasons(item: MeasuredClaim) -> tuple[Text, ...]:
-    if item.lacks_a_number:
+    if item.lacks_a_number and item.run.kind != "none":
         return (_NOT_A_NUMBER,)
-    if item.verdict == "undecided":
+    if item.verdict == "undecided" and item.run.kind != "none":
         return tuple(bound.otherwise for bound in item.missed if bound.role == "noise" and bound.otherwise) or (
             _TOO_NOISY,
         )

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from ._claim import MeasuredClaim
 from ._documents import DOCUMENTS
-from ._drawing import ROLES, cited, interval, said_in
-from ._sentences import PLANNED, Sentence
+from ._drawing import ROLES, cited, interval, ran, said_in, studies_run
+from ._sentences import Sentence
 from ._text import LANGUAGES
 
 _INTRODUCTION = """\
@@ -29,6 +29,11 @@ Inside all of its bounds a claim **holds**. Where code cannot tell, a claim has 
 otherwise or does not say, and the bounds are on how many do which (`cited.for`, `cited.against`, `cited.decisive`).
 Facts about public models are read from the code of the installed transformers; without it they are undecided.
 
+Some claims rest on trained models. Their studies ([compare.md](compare.md)) take hours; what is shown is one full run
+of each, kept with the package as the export of `evenkeel compare` and judged anew from its trials. It is marked
+*stored*, with its date. `evenkeel claims C27 --train` runs them afresh, `--budget 30m` with as many steps as fit half
+an hour.
+
 Sentences are counted over the running text of a document, from 1; headings, references and page furniture do not count.
 The measured column is from the machine that made this page.
 """
@@ -48,10 +53,7 @@ def _documents() -> Iterator[str]:
     yield "## The documents, sentence by sentence"
     yield ""
     yield "The fingerprint is the start of the SHA-256 of the sentence. `evenkeel claims --document 002` walks a"
-    yield (
-        "document with its statements, experiments, numbers and verdicts. Claims in brackets need training and are not "
-        "above."
-    )
+    yield "document with its statements, experiments, numbers and verdicts."
     for name, document in DOCUMENTS.items():
         yield ""
         yield f"### {document.number} {name}: {document.title}"
@@ -65,7 +67,7 @@ def _documents() -> Iterator[str]:
 def _claims_made(sentence: Sentence) -> str:
     if sentence.no_claim:
         return f"no claim: {sentence.no_claim.en}"
-    return ", ".join(f"({name})" if name in PLANNED else f"[{name}](#{name.lower()})" for name in sentence.claims)
+    return ", ".join(f"[{name}](#{name.lower()})" for name in sentence.claims)
 
 
 def _page(measured: tuple[MeasuredClaim, ...]) -> Iterator[str]:
@@ -93,6 +95,9 @@ def _section(item: MeasuredClaim) -> Iterator[str]:
     yield ""
     yield f"What is measured: {claim.method.en}"
     yield ""
+    if found := ran(item, "en"):
+        yield f"*{found}* ({'; '.join(studies_run(item, 'en'))})"
+        yield ""
     yield "| | measurement | bound | measured |"
     yield "|---|---|---|---|"
     values = {number.name: number for number in item.measurements}

@@ -10,9 +10,6 @@ from dataclasses import dataclass
 
 from ._text import Text
 
-PLANNED = frozenset("C05 C10 C13 C19 C23 C27 C28 C30 C38 C39 C46 C47".split())
-"""Claims that need training at a budget of the user's; a sentence may name them before the ledger has them."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Sentence:

@@ -9,9 +9,9 @@ from typing import Any
 
 from ._claim import MeasuredClaim
 from ._documents import DOCUMENTS, SourceDocument
-from ._drawing import VERDICTS_IN_WORDS, interval, wrapped
-from ._running import CLAIMS, Ledger, claims
-from ._sentences import PLANNED, Sentence
+from ._drawing import VERDICTS_IN_WORDS, interval, ran, wrapped
+from ._running import Ledger, claims
+from ._sentences import Sentence
 from ._text import Language, Text, in_language
 
 _WIDTH = 80
@@ -19,11 +19,6 @@ _INDENT = " " * 4
 
 _SENTENCES = Text(en="sentences", es="frases", pt="frases")
 _NO_CLAIM = Text(en="no claim", es="ninguna afirmación", pt="nenhuma afirmação")
-_PLANNED = Text(
-    en="needs training, and is not in the ledger.",
-    es="requiere entrenamiento y no está en el registro.",
-    pt="requer treino e não está no registro.",
-)
 _SEE = Text(en="see sentence", es="véase la frase", pt="ver a frase")
 _EXPERIMENT = Text(en="experiment", es="experimento", pt="experimento")
 _NUMBER = Text(en="number", es="número", pt="número")
@@ -66,8 +61,7 @@ class Walk:
                     {
                         "sentence": number,
                         "fingerprint": sentence.fingerprint,
-                        "claims": [name for name in sentence.claims if name not in PLANNED],
-                        "planned": [name for name in sentence.claims if name in PLANNED],
+                        "claims": list(sentence.claims),
                         "no_claim": sentence.no_claim.to_dict() if sentence.no_claim else None,
                     }
                     for number, sentence in enumerate(document.sentences, 1)
@@ -82,8 +76,7 @@ class Walk:
 
 def walk(name: str, *, progress: Callable[[int, int], object] | None = None) -> Walk:
     """Measure the claims of a document, given by its name in `DOCUMENTS`, each once; progress as of `claims`."""
-    ids = [claim for claim in DOCUMENTS[name].claims if claim in CLAIMS]
-    return Walk(name=name, ledger=claims(ids, progress=progress))
+    return Walk(name=name, ledger=claims(DOCUMENTS[name].claims, progress=progress))
 
 
 def draw_walk(found: Walk, language: Language, width: int | None = None) -> str:
@@ -114,9 +107,6 @@ def _sentence(
     if sentence.no_claim:
         yield f"{in_language(_NO_CLAIM, language)}: {in_language(sentence.no_claim, language)}"
     for name in sentence.claims:
-        if name in PLANNED:
-            yield f"{name}  {in_language(_PLANNED, language)}"
-            continue
         item = measured[name]
         verdict = in_language(VERDICTS_IN_WORDS[item.verdict], language)
         if name in told:
@@ -124,7 +114,8 @@ def _sentence(
             continue
         yield f"{name}  {verdict}: {in_language(item.claim.statement, language)}"
         yield f"{in_language(_EXPERIMENT, language)}: {in_language(item.claim.method, language)}"
-        yield f"{in_language(_NUMBER, language)}: {deciding_number(item, language)}"
+        mark = f" [{found}]" if (found := ran(item, language)) else ""
+        yield f"{in_language(_NUMBER, language)}: {deciding_number(item, language)}{mark}"
 
 
 def deciding_number(item: MeasuredClaim, language: Language) -> str:
@@ -152,11 +143,9 @@ def _page(found: Walk, language: Language) -> Iterator[str]:
         if sentence.no_claim:
             yield f"| {number} | {in_language(_NO_CLAIM, language)}: {in_language(sentence.no_claim, language)} | | |"
         for name in sentence.claims:
-            if name in PLANNED:
-                yield f"| {number} | {name}: {in_language(_PLANNED, language)} | | |"
-                continue
             item = measured[name]
             said = f"{name}: {in_language(item.claim.statement, language)}"
             verdict = in_language(VERDICTS_IN_WORDS[item.verdict], language)
             shown = deciding_number(item, language).replace("|", "\\|")
-            yield f"| {number} | {said} | {shown} | {verdict} |"
+            mark = f" ({found})" if (found := ran(item, language)) else ""
+            yield f"| {number} | {said} | {shown} | {verdict}{mark} |"

@@ -55,7 +55,8 @@ class Family:
     def write(self, config: TransformerConfig) -> dict[str, Any]:
         """The fields of config.json; raises ConfigError, which names the axes, where the family has not such a model.
 
-        What only a loss reads (head.z_loss) and how matrices are packed are no part of it.
+        What only a loss reads (head.z_loss), where weights start (attention.query_gain) and how matrices are packed are
+        no part of it.
         """
         wanted = normal(config)
         settings: dict[str, Any] = {}
@@ -115,6 +116,7 @@ def _normal_attention(attention: AttentionConfig, depth: int, head_dim: int) -> 
         scale=next(words, number),
         window=None if sees_all else attention.window,
         global_every=None if sees_all or every is None or every > depth else every,
+        query_gain=1.0,
     )
 
 
