@@ -182,6 +182,7 @@ def _comparison(
     counted = {arm.plan.arm.name: arm.losses for arm in arms}
     return Comparison(
         study=study,
+        founded=study,
         arms=arms,
         verdicts=tuple(
             _verdict(counted, item.arm, item.against, words.get(f"{item.arm} − {item.against}") or words[item.arm])

@@ -22,7 +22,7 @@ from ..training import one_thread
 from .arms import plan_arms
 from .comparison import ArmPlan, Comparison
 from .corpus import Corpus, read_corpus
-from .databases import is_missing, shown
+from .databases import is_missing, shown, without_password
 from .founding import Founding
 from .joining import Helpers
 from .judging import compared
@@ -33,7 +33,7 @@ from .schedule import agenda
 from .settling import settled
 from .store import Store
 from .study import MAY_CHANGE, Study
-from .trials import Objective, OwnObjective, UserObjective
+from .trials import Objective, OwnObjective, UserObjective, name_of
 from .working import Report, stopped_by_signals, work
 
 NAME = "compare"
@@ -96,6 +96,7 @@ class Run:
             tuple(self.store.results().values()),
             device=self.device,
             versions={"evenkeel": version("evenkeel"), "torch": torch.__version__, "python": platform.python_version()},
+            jobs=self.jobs,
             command=self.command,
         )
 
@@ -105,9 +106,12 @@ class Run:
         return self.store.where == str(_default_file())
 
     def command(self, seeds: int) -> str:
-        """What a user types to have so many pairs."""
-        words = ["evenkeel", "compare", "--resume", "--storage", self.store.where]
+        """What a user types to have so many pairs; "" with an objective of one's own, which no command can name."""
+        if self.study.objective:
+            return ""
+        words = ["evenkeel", "compare", "--resume", "--storage", without_password(self.store.where)]
         words += [] if self.store.name == NAME else ["--name", self.store.name]
+        words += [] if self.device == "cpu" else ["--device", self.device]
         return shlex.join([*words, "--seeds", str(seeds)])
 
 
@@ -133,7 +137,7 @@ def compare(
     Raises ConfigError for a study that cannot be run, RecordError for a store that holds another study of this name.
     """
     if objective is not None:
-        options["objective"] = f"{objective.__module__}.{getattr(objective, '__qualname__', type(objective).__name__)}"
+        options["objective"] = name_of(objective)
         if not isinstance(spec, Study | Mapping | str):
             spec = {"arms": [{"name": name, "choices": {}} for name in spec]}
     study = _read(spec, options)
@@ -175,10 +179,12 @@ def begin(
     if storage is not None and must_exist:
         store, founding = _existing(storage, name or NAME)
     else:
-        store = Store(str(_default_file()), study.identity) if storage is None else Store(storage, name or NAME)
+        where, known_as = (storage, name or NAME) if storage is not None else _default(study, corpus)
+        new = settled(study, plans, corpus, device, jobs) if is_missing(where) else None
+        store = Store(where, known_as)
         founding = store.founding()
-    if founding is None:
-        founding = store.found(settled(study, plans, corpus, device, jobs))
+        if founding is None:
+            founding = store.found(new or settled(study, plans, corpus, device, jobs))
     _check_same(study, founding.study, store)
     return _run(store, founding, study, corpus, objective, device, jobs)
 
@@ -224,7 +230,8 @@ def take_over(path: str, storage: str | None, name: str = NAME) -> Store:
         raise RecordError(
             f"{clean_name(path)} is no exported comparison; write one with evenkeel compare --out FILE"
         ) from error
-    store = Store(str(_default_file()), founding.study.identity) if storage is None else Store(storage, name)
+    default = f"{founding.study.identity}-{founding.digest}"
+    store = Store(str(_default_file()), default) if storage is None else Store(storage, name)
     known = store.founding() or store.found(founding)
     _check_same(founding.study, known.study, store)
     store.adopt(results)
@@ -271,9 +278,9 @@ def _check_same(study: Study, begun: Study, store: Store) -> None:
     """Raises RecordError, with the first field that differs, for a store that holds another study of this name."""
     if study.identity == begun.identity:
         return
-    ours, theirs = study.to_dict(), begun.to_dict()
+    ours, theirs = ({name: json.dumps(value) for name, value in item.to_dict().items()} for item in (study, begun))
     field = next(name for name in ours if name not in MAY_CHANGE and ours[name] != theirs[name])
-    here, there = _from_the_difference(repr(ours[field]), repr(theirs[field]))
+    here, there = _from_the_difference(ours[field], theirs[field])
     raise RecordError(
         f"the study {store.name!r} in {shown(store.where)} is another one ({field}: {there} there, {here} here); give "
         "another --name or --storage"
@@ -295,8 +302,13 @@ def _context(plans: Sequence[ArmPlan]) -> int:
     return max(plan.config["context"] for plan in plans)
 
 
+def _default(study: Study, corpus: Corpus | None) -> tuple[str, str]:
+    """The store of studies that name none, and what this one is called there: other data is another study."""
+    return str(_default_file()), f"{study.identity}-{'' if corpus is None else corpus.digest}"
+
+
 def _default_file() -> Path:
-    """Studies without a storage of their own: one file in the user's cache, each under its identity."""
+    """One file in the user's cache."""
     path = demo_directory().parent / "studies.sqlite"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
@@ -304,4 +316,4 @@ def _default_file() -> Path:
 
 def _checkpoints(founding: Founding) -> Path:
     """Checkpoints stay on the machine that wrote them, in the user's cache."""
-    return demo_directory().parent / "checkpoints" / founding.study.identity
+    return demo_directory().parent / "checkpoints" / founding.id

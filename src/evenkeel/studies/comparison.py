@@ -144,12 +144,15 @@ class Verdict:
 class Comparison:
     """A study with what its trials came to; summaries and verdicts follow from the results.
 
+    founded: the study as it was when it began; pairs may have been added since, contrasts and margin changed.
+
     steps, tokens: of each trial. wanted: how many trials the study still wants as far as is known. target: the loss
     that steps_to_target is about: the baseline's mean. data: what was trained on, with a digest. versions: of evenkeel,
     torch and Python. begun, finished: UTC, ISO 8601; finished is "" while trials are wanted.
     """
 
     study: Study
+    founded: Study
     arms: tuple[ArmSummary, ...]
     verdicts: tuple[Verdict, ...]
     results: tuple[TrialResult, ...]
@@ -168,6 +171,7 @@ class Comparison:
         return {
             "schema_version": SCHEMA_VERSION,
             "study": self.study.to_dict(),
+            "founded": self.founded.to_dict(),
             "arms": [item.to_dict() for item in self.arms],
             "verdicts": [item.to_dict() for item in self.verdicts],
             "results": [item.to_dict() for item in self.results],

@@ -30,9 +30,15 @@ def storage_url(where: str) -> str:
 
 
 def shown(where: str) -> str:
-    """A database as a message may name it: without user and password."""
-    before, at, after = where.rpartition("@")
-    return clean_name(f"{before.partition('://')[0]}://…@{after}" if at else where)
+    """A database as a message may name it."""
+    return clean_name(without_password(where))
+
+
+def without_password(where: str) -> str:
+    """A path or URL that may be printed; PostgreSQL finds the password in PGPASSWORD or ~/.pgpass as well."""
+    scheme, slashes, rest = where.partition("://")
+    login, at, place = rest.rpartition("@")
+    return f"{scheme}://{login.partition(':')[0]}@{place}" if slashes and at else where
 
 
 def is_missing(where: str) -> bool:

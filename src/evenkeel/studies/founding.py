@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -19,7 +20,7 @@ class Founding:
     """What is settled when a study begins, and the same for every worker from then on.
 
     steps: of each trial. seconds: about how long one trial of every arm takes together, 0 where nobody knows. source,
-    digest: of the data. begun: UTC, ISO 8601.
+    digest: of the data. begun: UTC, ISO 8601. id: drawn at random, so that no two studies share checkpoints.
     """
 
     study: Study
@@ -29,6 +30,7 @@ class Founding:
     source: str
     digest: str
     begun: str
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -41,6 +43,7 @@ class Founding:
             "source": self.source,
             "digest": self.digest,
             "begun": self.begun,
+            "id": self.id,
         }
 
     @classmethod
@@ -48,14 +51,14 @@ class Founding:
         return cls(
             study=Study.from_dict(data["study"]),
             plans=tuple(ArmPlan.from_dict(plan) for plan in data["plans"]),
-            **{name: data[name] for name in ("steps", "seconds", "source", "digest", "begun")},
+            **{name: data[name] for name in ("steps", "seconds", "source", "digest", "begun", "id")},
         )
 
     @classmethod
     def from_comparison(cls, data: Mapping[str, Any]) -> Founding:
         """What the study of an exported comparison was founded with."""
         return cls(
-            study=Study.from_dict(data["study"]),
+            study=Study.from_dict(data["founded"]),
             plans=tuple(ArmPlan.from_dict(arm["plan"]) for arm in data["arms"]),
             steps=data["steps"],
             seconds=0.0,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ..errors import RecordError
@@ -15,7 +15,7 @@ from .comparison import ArmPlan, ArmSummary, Comparison, Verdict
 from .founding import Founding
 from .points import Point, Role
 from .results import TrialResult
-from .schedule import agenda
+from .schedule import agenda, best_of
 from .statistics import (
     FEWEST_RESAMPLED,
     bootstrap_interval,
@@ -49,10 +49,12 @@ def tuned(arm: str, results: Iterable[TrialResult]) -> Tuning:
     by_rate: dict[str, list[TrialResult]] = defaultdict(list)
     for trial in sorted(trials, key=lambda trial: trial.point.learning_rate):
         by_rate[f"{trial.point.learning_rate:.6g}"].append(trial)  # as in Point.key: machines may differ in a last bit
-    losses = tuple((group[0].point.learning_rate, _mean(map(_counted, group))) for group in by_rate.values())
+    losses = tuple(
+        (group[0].point.learning_rate, _mean(trial.counted_or_worst for trial in group)) for group in by_rate.values()
+    )
     if not losses:
         return Tuning(math.nan, False, ())
-    best, _ = min(losses, key=lambda pair: pair[1])
+    best = best_of(losses)
     return Tuning(best, best in (losses[0][0], losses[-1][0]), losses)
 
 
@@ -63,18 +65,22 @@ def compared(
     *,
     device: str,
     versions: Mapping[str, str],
+    jobs: int = 1,
     command: Callable[[int], str] = lambda seeds: "",
 ) -> Comparison:
-    """All that the results of a study show. study: as it is now; pairs may have been added since it was founded.
+    """All that the results of a study show. study: as it is now; a pair beyond its seeds does not count.
 
-    Raises RecordError where trials of a seed do not share what they should.
+    jobs: processes that further trials would have. Raises RecordError where trials of a seed do not share what they
+    should.
     """
+    results = [item for item in results if item.point.role == "tuning" or item.point.seed < study.seeds]
     arms = summarise(study, founding.plans, results)
     left = agenda(study, results).remaining
     return Comparison(
         study=study,
+        founded=founding.study,
         arms=arms,
-        verdicts=judge(study, arms, results, command),
+        verdicts=judge(study, arms, results, command, jobs),
         results=tuple(results),
         steps=founding.steps,
         tokens=founding.tokens,
@@ -85,18 +91,27 @@ def compared(
         device=device,
         begun=founding.begun,
         finished="" if left else max(item.finished for item in results),
-        notes=(*check_pairing(results), *_grown(founding.study.seeds, study.seeds)),
+        notes=(*check_pairing(results), *_changed(founding.study, study), *_mixed(results)),
     )
 
 
-def _grown(first: int, seeds: int) -> tuple[str, ...]:
-    """Looking again with more pairs is no longer what 5% was stated for."""
-    if seeds <= first:
-        return ()
-    return (
-        f"the study began with {first} pairs and has {seeds} now: pairs that are added after a look raise the share of "
-        "false better and worse, of one contrast from 5% to about 10% (docs/benchmarks.md)",
-    )
+def _changed(begun: Study, study: Study) -> Iterator[str]:
+    """What was changed after the study began, and so perhaps after a look: 5% was not stated for that."""
+    if study.seeds > begun.seeds:
+        yield (
+            f"the study began with {begun.seeds} pairs and has {study.seeds} now: pairs that are added after a look "
+            "raise the share of false better and worse, of one contrast from 5% to about 10% (docs/benchmarks.md)"
+        )
+    for name in ("contrasts", "margin"):
+        if getattr(study, name) != getattr(begun, name):
+            yield f"the study began with other {name}: the error rates hold for what is stated before the first trial"
+
+
+def _mixed(results: Sequence[TrialResult]) -> Iterator[str]:
+    for what in ("device", "versions"):
+        found = sorted({getattr(item, what) for item in results} - {""})
+        if len(found) > 1:
+            yield f"trials were run on several {what}: {'; '.join(found)}"
 
 
 def summarise(study: Study, plans: Sequence[ArmPlan], results: Sequence[TrialResult]) -> tuple[ArmSummary, ...]:
@@ -107,7 +122,7 @@ def summarise(study: Study, plans: Sequence[ArmPlan], results: Sequence[TrialRes
     """
     tunings = {plan.arm.name: tuned(plan.arm.name, results) for plan in plans}
     paired = {name: _paired(name, tuning, results) for name, tuning in tunings.items()}
-    target = _mean(map(_counted, paired[study.baseline].values()))
+    target = _mean(trial.counted_or_worst for trial in paired[study.baseline].values())
     return tuple(
         _summary(study, plan, tunings[plan.arm.name], paired[plan.arm.name], results, target) for plan in plans
     )
@@ -118,6 +133,7 @@ def judge(
     summaries: Sequence[ArmSummary],
     results: Sequence[TrialResult],
     command: Callable[[int], str] = lambda seeds: "",
+    jobs: int = 1,
 ) -> tuple[Verdict, ...]:
     """The verdict of each contrast, over the seeds that both of its arms have.
 
@@ -127,7 +143,7 @@ def judge(
     pairs = [_differences(losses[contrast.arm], losses[contrast.against]) for contrast in study.contrasts]
     values = [tuple(differences.values()) for differences in pairs]
     decisions, more = decide(values, study.margin), more_pairs(values, study.margin)
-    seconds = _seconds_of_a_pair(study, results)
+    seconds = _seconds_of_a_pair(study, results) / jobs
     return tuple(
         Verdict(
             arm=contrast.arm,
@@ -206,7 +222,7 @@ def _summary(
     target: float,
 ) -> ArmSummary:
     trials = list(paired.values())
-    losses = {seed: _counted(trial) for seed, trial in paired.items()}
+    losses = {seed: trial.counted_or_worst for seed, trial in paired.items()}
     return ArmSummary(
         plan=plan,
         learning_rate=tuning.learning_rate if len(tuning.losses) >= study.tuning_trials else math.nan,
@@ -278,10 +294,6 @@ def _seconds_of_a_pair(study: Study, results: Sequence[TrialResult]) -> float:
     """How long one more seed of every arm takes; an arm that has no trial yet takes the mean of the others."""
     means = [_mean_known(trial.seconds for trial in _trials(name, "paired", results)) for name in study.names]
     return len(means) * _mean_known(means)
-
-
-def _counted(trial: TrialResult) -> float:
-    return math.inf if math.isnan(trial.counted) else trial.counted
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-import os
 import statistics
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from ..nn import Transformer, TransformerConfig
 from ..nn.initialisation import first_deviations
 from ..training import adamw, byte_batches, learning_rate_share, training_step
 from ..watching import Watch, watch
+from .checkpoints import Checkpoint, Progress
 from .comparison import ArmPlan
 from .corpus import Corpus
 from .points import Point
@@ -33,20 +33,10 @@ LAST_EVALUATIONS = 3
 
 _EVALUATIONS = 10
 _LAST_GAP = 50  # the last evaluations are a fiftieth of the steps apart
-_MEASURED = 4  # steps of a paired trial that a watch measures
-_CHECKPOINT_EVERY = 15.0  # seconds
+_MEASURED = 4  # steps of a paired trial that a watch measures beside the first
+CHECKPOINT_EVERY = 15.0
+"""Seconds between two checkpoints of a trial."""
 _COPIED_ROWS = 32
-
-
-@dataclass
-class Progress:
-    """What a trial has come to so far; all that a checkpoint keeps beside weights and moments."""
-
-    step: int = 0
-    evaluations: list[Evaluation] = field(default_factory=list)
-    batches: str = ""
-    seconds: float = 0.0
-    paces: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,10 +61,11 @@ class LanguageTrials:
         held_out = self.corpus.windows(config.context).to(self.device)
         hashes = parameter_hashes(model) | {"held_out": _digest(held_out)}
         optimizer = adamw(model, learning_rate=point.learning_rate)
-        done = _restore(session.checkpoint, model, optimizer, self.device)
-        measured = _measuring(point, model, optimizer, self.steps, session.checkpoint)
+        checkpoint = Checkpoint(session.checkpoint, self._of(point))
+        done = checkpoint.restore(model, optimizer, self.device)
+        measured = _measuring(point, model, optimizer, self.steps, checkpoint)
         try:
-            self._train(point, session, model, optimizer, held_out, done, measured)
+            self._train(point, session, model, optimizer, held_out, done, measured, checkpoint)
             diagnosis = None if measured is None else measured.diagnose()
         finally:
             if measured is not None:
@@ -92,6 +83,8 @@ class LanguageTrials:
             findings=() if diagnosis is None else _codes(diagnosis),
             hashes=hashes | {"batches": done.batches},
             seconds=done.seconds,
+            device=self.device,
+            versions=f"evenkeel {version('evenkeel')}, torch {torch.__version__}",
             tokens_per_second=self.rows * config.context / statistics.median(done.paces) if done.paces else math.nan,
             finished=now(),
         )
@@ -105,16 +98,20 @@ class LanguageTrials:
         held_out: Tensor,
         done: Progress,
         measured: Watch | None,
+        checkpoint: Checkpoint,
     ) -> None:
-        """Go on from where a trial stands to its last step, or to the first loss that is not finite."""
-        evaluated, saved = evaluation_steps(self.steps), time.monotonic()
+        """Go on from where a trial stands to its last step; behind a loss that is not finite it only reads batches."""
+        evaluated, saved, finite = evaluation_steps(self.steps), time.monotonic(), True
         batches = self._batches(point.seed, model.config.context)
         for batch in islice(batches, done.step, None):
             begun = time.perf_counter()
-            if done.step in evaluated and not _evaluated(done, model, held_out):
+            if finite and done.step in evaluated:
+                finite = _evaluated(done, model, held_out)
+            if done.step >= self.steps:
                 return
-            if done.step == self.steps:
-                return
+            if not finite:
+                done.step, done.batches = done.step + 1, _digest(batch, done.batches)
+                continue
             paced = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = point.learning_rate * learning_rate_share(done.step, self.steps)
@@ -124,14 +121,19 @@ class LanguageTrials:
             done.paces.append(time.perf_counter() - paced)
             done.seconds += time.perf_counter() - begun
             session.progress(done.step / self.steps)
-            if session.stopping() or time.monotonic() - saved > _CHECKPOINT_EVERY:
-                _save(session.checkpoint, model, optimizer, done)
+            if session.stopping() or time.monotonic() - saved > CHECKPOINT_EVERY:
+                checkpoint.save(model, optimizer, done)
                 saved = time.monotonic()
                 session.check()
 
     def _batches(self, seed: int, context: int) -> Iterator[Tensor]:
         stream = byte_batches(self.corpus.training, context=context, size=self.rows, seed=seed)
         return (batch.to(self.device) for batch in stream)
+
+    def _of(self, point: Point) -> str:
+        """All that decides what a trial comes to, for its checkpoint."""
+        config = self.plans[point.arm].config
+        return json.dumps([point.to_dict(), config, self.corpus.digest, self.rows, self.steps, version("evenkeel")])
 
     def pace(self, arm: str, *, steps: int = 4) -> float:
         """Seconds that a step of an arm takes here, the shortest of a few."""
@@ -211,34 +213,10 @@ def _codes(diagnosis: Diagnosis) -> tuple[str, ...]:
 
 
 def _measuring(
-    point: Point, model: Transformer, optimizer: torch.optim.Optimizer, steps: int, checkpoint: Path
+    point: Point, model: Transformer, optimizer: torch.optim.Optimizer, steps: int, checkpoint: Checkpoint
 ) -> Watch | None:
-    """A watch over a trial that is compared; its record stands beside the checkpoint, so that it outlives a kill."""
+    """A watch over a trial that is compared, at the same steps in every arm: the first, and at last near the end."""
     if point.role != "paired":
         return None
-    return watch(model, optimizer=optimizer, every=max(1, steps // _MEASURED), record=_record(checkpoint))
-
-
-def _record(checkpoint: Path) -> Path:
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    return checkpoint.with_suffix(".record.sqlite")
-
-
-def _save(checkpoint: Path, model: Transformer, optimizer: torch.optim.Optimizer, done: Progress) -> None:
-    """Whole or not at all."""
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    partial = checkpoint.with_suffix(f".{os.getpid()}")
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": asdict(done)}
-    torch.save(state, partial)
-    partial.replace(checkpoint)
-
-
-def _restore(checkpoint: Path, model: Transformer, optimizer: torch.optim.Optimizer, device: str) -> Progress:
-    """What a checkpoint holds, put in place; a fresh start where there is none."""
-    if not checkpoint.exists():
-        return Progress()
-    state: dict[str, Any] = torch.load(checkpoint, map_location=device, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    kept = state["progress"]
-    return Progress(**{**kept, "evaluations": [Evaluation(**item) for item in kept["evaluations"]]})
+    every = max(1, (steps - 1) // _MEASURED)
+    return watch(model, optimizer=optimizer, every=every, record=checkpoint.record, on_spike=False)

@@ -126,8 +126,13 @@ def _pairs(wording: Wording) -> Iterator[str]:
 def _statistics(wording: Wording) -> Iterator[str]:
     verdicts, study = wording.comparison.verdicts, wording.comparison.study
     unit = f" {wording.unit}" if wording.unit else ""
+    founded = wording.comparison.founded
+    kept = (founded.contrasts, founded.margin) == (study.contrasts, study.margin)
+    stated = (
+        "We stated {} before the first trial." if kept else "We look at {}, other than stated before the first trial."
+    )
     yield (
-        f"We stated {count(len(verdicts), 'contrast')} before the first trial. For each we give the mean paired "
+        f"{stated.format(count(len(verdicts), 'contrast'))} For each we give the mean paired "
         "difference with its 95% interval by Student's t (Student 1908), the p-value of no difference, and the share "
         "of pairs in which the arm is better (Bouthillier et al. 2021)."
     )

@@ -27,8 +27,9 @@ class TrialResult:
     the first step. diverged: whether a loss was not finite, or the last was above the first; such a trial counts with
     its loss at the start. evaluations: in their order. copy_loss: on the second half of sequences that repeat their
     first half. health: numbers of a watch, by stat. findings: codes at warning or above. hashes: of what has to be the
-    same in every arm of a seed: `batches`, `held_out`, and `parameter NAME` for each initial tensor. seconds: of the
-    training alone. tokens_per_second: of steps that nothing measured. worker: who ran it. finished: UTC, ISO 8601.
+    same in every arm of a seed: `batches`, `held_out`, and `parameter NAME` for each initial tensor. seconds: of
+    training and evaluating. tokens_per_second: the median over steps. device, versions, worker: where and with what it
+    was run, and by whom. finished: UTC, ISO 8601.
     """
 
     point: Point
@@ -42,6 +43,8 @@ class TrialResult:
     hashes: Mapping[str, str] = field(default_factory=dict)
     seconds: float = math.nan
     tokens_per_second: float = math.nan
+    device: str = ""
+    versions: str = ""
     worker: str = ""
     finished: str = ""
 
@@ -49,6 +52,11 @@ class TrialResult:
     def counted(self) -> float:
         """The loss that comparisons count: where a trial diverged, the loss at its start."""
         return self.start if self.diverged and not math.isnan(self.start) else self.loss
+
+    @property
+    def counted_or_worst(self) -> float:
+        """The same, and infinite where it is no number."""
+        return math.inf if math.isnan(self.counted) else self.counted
 
     def to_dict(self) -> dict[str, Any]:
         data = asdict(self)
@@ -76,6 +84,5 @@ class TrialResult:
             health={name: float(value) for name, value in data["health"].items()},
             findings=tuple(data["findings"]),
             hashes=dict(data["hashes"]),
-            worker=data["worker"],
-            finished=data["finished"],
+            **{name: data[name] for name in ("device", "versions", "worker", "finished")},
         )

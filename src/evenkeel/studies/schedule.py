@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .points import TUNING_SEED, Point
@@ -66,16 +65,14 @@ def rate_of(study: Study, step: int) -> float:
 def best_rate(study: Study, arm: str, done: Mapping[str, TrialResult]) -> float:
     """The tried learning rate at which an arm's tuning trial ends lowest."""
     tried = [point for point in tuning_points(study, done) if point.arm == arm]
-    return min(tried, key=lambda point: _counted(done[point.key])).learning_rate
+    return best_of([(point.learning_rate, done[point.key].counted_or_worst) for point in tried])
+
+
+def best_of(losses: Sequence[tuple[float, float]]) -> float:
+    """Of (learning rate, loss), lowest rate first, the rate with the lowest loss; of equal ones the lowest."""
+    return min(losses, key=lambda pair: pair[1])[0]
 
 
 def _best_step(study: Study, arm: str, steps: range, done: Mapping[str, TrialResult]) -> int:
-    def counted(step: int) -> float:
-        return _counted(done[Point(arm, "tuning", rate_of(study, step), TUNING_SEED).key])
-
-    return min(steps, key=counted)
-
-
-def _counted(result: TrialResult) -> float:
-    """A loss that can be compared: one that is not finite is the worst."""
-    return result.counted if math.isfinite(result.counted) else math.inf
+    keys = {step: Point(arm, "tuning", rate_of(study, step), TUNING_SEED).key for step in steps}
+    return min(steps, key=lambda step: done[keys[step]].counted_or_worst)

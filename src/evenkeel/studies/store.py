@@ -10,10 +10,9 @@ import json
 import math
 import threading
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import RecordError
@@ -25,8 +24,6 @@ from .results import TrialResult
 from .workers import is_dead, worker_name
 
 _ABOUT = "evenkeel"
-_FOUNDING = 10.0  # seconds that a worker waits for the one that has just created a study
-_POLL = 0.1
 
 
 @dataclass(frozen=True)
@@ -48,18 +45,39 @@ class Store:
         self.where, self.name = where, name
         self._storage = open_database(where)
         self._worker = worker_name()
+        self._read: dict[int, TrialResult] = {}
+        self._founding: Founding | None = None
 
     def founding(self) -> Founding | None:
-        """What the study was founded with; None where there is none of this name. RecordError for another format."""
-        study = self._found()
-        if study is None:
-            return None
-        begun = time.monotonic()
-        while (about := self._storage.get_study_user_attrs(study).get(_ABOUT)) is None:
-            if time.monotonic() - begun > _FOUNDING:  # who created it died before it wrote down what for
-                return None
-            time.sleep(_POLL)
-        data = json.loads(about)
+        """What the study was founded with; None where there is none of this name.
+
+        Raises RecordError for one of another format, and for a study of Optuna's that is not evenkeel's.
+        """
+        if self._founding is None and self._found() is not None:
+            trials = self._trials("FAIL", "COMPLETE", "RUNNING", "PRUNED", "WAITING")
+            about = next((trial.user_attrs[_ABOUT] for trial in trials if _ABOUT in trial.user_attrs), None)
+            if about is None and trials:
+                raise RecordError(
+                    f"the study {self.name!r} in {shown(self.where)} is not evenkeel's; give another --name"
+                )
+            self._founding = None if about is None else self._checked(json.loads(about))
+        return self._founding
+
+    def found(self, founding: Founding) -> Founding:
+        """Begin a study; where another worker was faster, what it began: the oldest trial that says so counts."""
+        import optuna
+
+        with suppress(optuna.exceptions.DuplicatedStudyError):
+            self._storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], self.name)
+        if self.founding() is None:
+            about = {_ABOUT: json.dumps(founding.to_dict())}
+            state = optuna.trial.TrialState.FAIL  # so that nobody takes it for a result
+            self._storage.create_new_trial(self._id(), optuna.trial.create_trial(state=state, user_attrs=about))
+        known = self.founding()
+        assert known is not None
+        return known
+
+    def _checked(self, data: dict[str, Any]) -> Founding:
         if data.get("format") != FORMAT:
             raise RecordError(
                 f"the study {self.name!r} in {shown(self.where)} was written by evenkeel "
@@ -68,32 +86,14 @@ class Store:
             )
         return Founding.from_dict(data)
 
-    def found(self, founding: Founding) -> Founding:
-        """Begin a study; where another worker was faster, what it began."""
-        import optuna
-
-        try:
-            study = self._storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], self.name)
-        except optuna.exceptions.DuplicatedStudyError:
-            known = self.founding()
-            if known is not None:
-                return known
-            study = self._id()
-        self._storage.set_study_user_attr(study, _ABOUT, json.dumps(founding.to_dict()))
-        return founding
-
     def results(self) -> dict[str, TrialResult]:
         """What is done, by the points' keys; of two trials of one point the older counts."""
         done: dict[str, TrialResult] = {}
         for trial in self._trials("COMPLETE"):
-            done.setdefault(trial.user_attrs["key"], TrialResult.from_dict(json.loads(trial.user_attrs["result"])))
+            if trial.number not in self._read:
+                self._read[trial.number] = TrialResult.from_dict(json.loads(trial.user_attrs["result"]))
+            done.setdefault(trial.user_attrs["key"], self._read[trial.number])
         return done
-
-    def done(self) -> int:
-        """How many trials are done."""
-        import optuna
-
-        return self._storage.get_n_trials(self._id(), optuna.trial.TrialState.COMPLETE)
 
     def running(self) -> frozenset[str]:
         """Keys of the points whose trials run."""
@@ -106,10 +106,11 @@ class Store:
             if point.key in taken:
                 continue
             claim = self._written(point)
-            rivals = (trial for trial in self._trials("RUNNING", "COMPLETE") if trial.user_attrs["key"] == point.key)
-            if min(trial.number for trial in rivals) == claim.number:
+            rivals = [trial for trial in self._trials("RUNNING", "COMPLETE") if trial.user_attrs["key"] == point.key]
+            if rivals and rivals[0].number == claim.number:
                 return claim
             self.give_up(claim, "another worker was faster")
+            taken = self.running()
         return None
 
     @contextmanager
@@ -119,7 +120,8 @@ class Store:
 
         def beat() -> None:
             while not over.wait(HEARTBEAT):
-                self._storage.record_heartbeat(claim.trial)
+                with suppress(Exception):  # a database that is away for a moment; the next beat tries again
+                    self._storage.record_heartbeat(claim.trial)
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -130,13 +132,15 @@ class Store:
             thread.join()
 
     def finish(self, claim: Claim, result: TrialResult) -> None:
-        """Write down what a trial came to; nothing where somebody took us for dead and gave it to another worker."""
+        """Write down what a trial came to; as a trial of its own where somebody took us for dead meanwhile."""
         import optuna
 
-        data = json.dumps({**result.to_dict(), "worker": self._worker})
-        with suppress(optuna.exceptions.UpdateFinishedTrialError):
-            self._storage.set_trial_user_attr(claim.trial, "result", data)
+        result = replace(result, worker=self._worker)
+        try:
+            self._storage.set_trial_user_attr(claim.trial, "result", json.dumps(result.to_dict()))
             self._storage.set_trial_state_values(claim.trial, optuna.trial.TrialState.COMPLETE, [_value(result)])
+        except optuna.exceptions.UpdateFinishedTrialError:
+            self.adopt([result])
 
     def adopt(self, results: Iterable[TrialResult]) -> None:
         """Take over results that another store gave, of points that have none here."""
@@ -162,14 +166,10 @@ class Store:
 
     def free_the_dead(self) -> None:
         """Give the trials of workers that died to whoever comes next."""
-        import optuna
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study = optuna.load_study(study_name=self.name, storage=self._storage)
-            optuna.storages.fail_stale_trials(study)
-        for trial in self._trials("RUNNING"):
-            if _is_dead(trial):
+        running = self._trials("RUNNING")
+        silent = set(self._storage._get_stale_trial_ids(self._id())) if running else set()
+        for trial in running:
+            if _is_dead(trial, trial._trial_id in silent):
                 point = Point.from_dict(trial.user_attrs["point"])
                 self.give_up(Claim(point, trial._trial_id, trial.number), "its worker died")
 
@@ -189,7 +189,8 @@ class Store:
         )
         trial = self._storage.create_new_trial(self._id(), template)
         self._storage.record_heartbeat(trial)
-        self._storage.set_trial_user_attr(trial, "beats", True)
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # a clock far off ours: the claim is lost
+            self._storage.set_trial_user_attr(trial, "beats", True)
         return Claim(point, trial, self._storage.get_trial_number_from_id(trial))
 
     def _trials(self, *states: str) -> list[Any]:
@@ -218,8 +219,11 @@ def _value(result: TrialResult) -> float:
     return result.counted if math.isfinite(result.counted) else math.inf
 
 
-def _is_dead(trial: Any) -> bool:
-    """Whether a trial's worker was on this machine and is gone, or died before its heart first beat."""
+def _is_dead(trial: Any, silent: bool) -> bool:
+    """Whether a trial's worker is gone: known at once on this machine, elsewhere by its silence.
+
+    One that died before its heart first beat is silent from its claim on.
+    """
     here = is_dead(trial.user_attrs["worker"])
-    silent = "beats" not in trial.user_attrs and time.time() - trial.user_attrs["claimed"] > GRACE
-    return silent if here is None else here
+    unborn = "beats" not in trial.user_attrs and time.time() - trial.user_attrs["claimed"] > GRACE
+    return silent or unborn if here is None else here

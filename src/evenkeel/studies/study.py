@@ -75,6 +75,9 @@ class Study:
     objective: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("budget", "margin"):  # 600 and 600.0 are one study
+            object.__setattr__(self, name, float(getattr(self, name)))
+        object.__setattr__(self, "learning_rates", tuple(map(float, self.learning_rates)))
         names = [arm.name for arm in self.arms]
         if len(names) < 2:
             raise ConfigError(f"a study compares at least two arms and this has {len(names)}; give an axis more values")

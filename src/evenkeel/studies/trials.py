@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import CodeType
 from typing import Protocol
 
 from ..errors import UsageError
@@ -62,6 +64,20 @@ class OwnObjective:
             ) from error
         seconds = time.perf_counter() - begun
         return TrialResult(point=point, loss=loss, diverged=not math.isfinite(loss), seconds=seconds, finished=now())
+
+
+def name_of(objective: UserObjective) -> str:
+    """What a study calls an objective: its name and a digest of its code, so that an edited one is another."""
+    code = getattr(objective, "__code__", None) or getattr(type(objective).__call__, "__code__", None)
+    named = f"{objective.__module__}.{getattr(objective, '__qualname__', type(objective).__name__)}"
+    return named if code is None else f"{named}@{hashlib.sha256(_marshalled(code)).hexdigest()[:8]}"
+
+
+def _marshalled(code: CodeType) -> bytes:
+    """A function's code and constants without the lines that it stands on."""
+    inner = b"".join(_marshalled(item) for item in code.co_consts if isinstance(item, CodeType))
+    plain = repr([item for item in code.co_consts if not isinstance(item, CodeType)])
+    return code.co_code + plain.encode() + repr((code.co_names, code.co_varnames)).encode() + inner
 
 
 def now() -> str:

@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")  # changes when the machine starts anew, and with it all process numbers
+_PROCESSES = Path("/proc/self/ns/pid")  # containers of one machine count their processes apart
 
 
 def worker_name() -> str:
@@ -31,7 +32,8 @@ def is_dead(worker: str) -> bool | None:
 
 def _host() -> str:
     boot = _BOOT.read_text().strip() if _BOOT.exists() else ""
-    return hashlib.sha256(f"{socket.gethostname()} {boot}".encode()).hexdigest()[:8]
+    space = os.readlink(_PROCESSES) if _PROCESSES.exists() else ""
+    return hashlib.sha256(f"{socket.gethostname()} {boot} {space}".encode()).hexdigest()[:8]
 
 
 def _begun(process: int) -> str:

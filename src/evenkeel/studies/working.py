@@ -18,7 +18,7 @@ from .trials import Objective, Session, Stopped
 Report = Callable[[int, int, float], object]
 """Is told how many trials are done, how many there are as far as is known, and the share of the present one."""
 
-_WAIT = 0.5  # seconds between two looks for work, where others have all of it
+_WAIT = 2.0  # seconds between two looks for work, where others have all of it
 
 
 def work(
@@ -28,7 +28,7 @@ def work(
     *,
     checkpoints: Path,
     stopping: Callable[[], bool],
-    report: Report = lambda done, total, share: None,
+    report: Report,
 ) -> None:
     """Run trials of a study until it is done, its own and those that dead workers left, or until it is asked to stop.
 
@@ -46,14 +46,14 @@ def work(
         if claim is None:
             threading.Event().wait(_WAIT)
             continue
-        total = len(done) + left.remaining
+        count, total = len(done), len(done) + left.remaining
         _run(
             store,
             claim,
             objective,
             checkpoints,
             stopping,
-            lambda share, total=total: report(store.done(), total, share),
+            lambda share, count=count, total=total: report(count, total, share),
         )
 
 
