@@ -39,4 +39,5 @@ def work_on(where: str, log: str, seconds: float) -> None:
         return loss_of(arm, learning_rate, seed)
 
     run = begin(OWN, objective=train, storage=where, name="work")
-    work(run.store, run.study, run.objective, checkpoints=Path(log).parent, stopping=lambda: False)
+    checkpoints = Path(log).parent / "checkpoints"
+    work(run.store, run.study, run.objective, checkpoints=checkpoints, stopping=lambda: False, report=lambda *_: None)

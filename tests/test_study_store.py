@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -130,13 +131,25 @@ def test_a_trial_that_was_given_up_is_free_again(tmp_path: Path) -> None:
     assert again is not None and again.point == claim.point and again.number != claim.number
 
 
-def test_who_was_taken_for_dead_writes_nothing(tmp_path: Path) -> None:
+def test_who_was_taken_for_dead_still_gives_its_result_once(tmp_path: Path) -> None:
     store = founded(str(tmp_path / "a.sqlite"))
     claim = store.claim(points())
     assert claim is not None
     store.give_up(claim, "its worker died")
+    again = store.claim(points())
+    assert again is not None and again.point == claim.point
     store.finish(claim, TrialResult(point=claim.point, loss=1.0))
-    assert store.results() == {}
+    store.finish(again, TrialResult(point=claim.point, loss=2.0))
+    assert [result.loss for result in store.results().values()] == [2.0]  # the older trial
+
+
+def test_a_study_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    where = str(tmp_path / "a.sqlite")
+    theirs = optuna.create_study(study_name="work", storage=f"sqlite:///{where}")
+    theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    with pytest.raises(RecordError, match="is not evenkeel's"):
+        Store(where, "work").founding()
+    assert len(optuna.load_study(study_name="work", storage=f"sqlite:///{where}").trials) == 1
 
 
 def test_a_living_worker_keeps_its_trial(tmp_path: Path) -> None:
@@ -185,6 +198,7 @@ def test_a_worker_killed_in_postgresql_is_replaced(
     process = processes.Process(target=work_on, args=(postgresql, str(log), 60.0))
     process.start()
     while not log.exists():
+        assert process.is_alive()
         process.join(0.05)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
@@ -209,7 +223,12 @@ def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> N
 def test_a_store_of_another_format_is_refused(tmp_path: Path) -> None:
     where = str(tmp_path / "a.sqlite")
     store = founded(where)
-    store._storage.set_study_user_attr(store._id(), "evenkeel", '{"format": 99, "evenkeel": "9.0"}')
+    about = store._trials("FAIL")[0]._trial_id
+    with sqlite3.connect(where) as connection:
+        connection.execute(
+            "update trial_user_attributes set value_json = ? where trial_id = ?",
+            (json.dumps('{"format": 99, "evenkeel": "9.0"}'), about),
+        )
     with pytest.raises(RecordError, match=r"evenkeel 9\.0 in format 99"):
         Store(where, "work").founding()
 

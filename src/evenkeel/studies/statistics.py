@@ -207,7 +207,7 @@ def _p_not_above(differences: Differences, bound: float) -> float:
     if math.isnan(error):
         return 1.0
     if error == 0:
-        return 0.5 ** len(differences) if mean > bound else 1.0
+        return 0.0 if mean > bound else 1.0
     return float(_special().stdtr(len(differences) - 1, (bound - mean) / error))
 
 
