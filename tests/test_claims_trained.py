@@ -271,10 +271,10 @@ def test_a_stopped_training_goes_on(tiny: Path) -> None:
     assert stopped.run.kind == "none" and stopped.verdict == UNDECIDED and max(seen) == 2
     (whole,) = ek.claims("C05", train=True, storage=where).claims
     assert whole.run.kind == "trained" and whole.verdict == HOLDS
-    assert whole.run.studies[0].trials == whole.run.studies[0].trials > 2
+    assert whole.run.studies[0].trials >= 2 * (3 + 2)
 
 
-def test_an_edited_verdict_of_an_export_counts_for_nothing(tiny: Path) -> None:
+def test_an_edited_verdict_of_an_export_counts_for_nothing() -> None:
     data = World().run("head").to_dict()
     words = [item.word for item in comparison_of(data).verdicts]
     for verdict in data["verdicts"]:
