@@ -205,6 +205,7 @@ def _own_settings() -> Iterator[None]:
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast("cpu", enabled=False),
+            torch.random.fork_rng(devices=[]),  # layers draw first weights from it before they are given ours
         ):
             yield
     finally:
