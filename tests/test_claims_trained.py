@@ -230,7 +230,9 @@ def test_without_a_run_a_claim_says_what_to_type(tiny: Path, capsys: pytest.Capt
 def test_trained_afresh_and_then_stored(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = str(tiny / "trials.sqlite")
     assert main(["claims", "C05", "--train", "--storage", where, "--format", "json"]) == 0
-    (trained,) = json.loads(capsys.readouterr().out)["claims"]
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    (trained,) = json.loads(shown.out)["claims"]
     assert trained["run"]["kind"] == "trained" and trained["verdict"] == HOLDS
     assert main(["compare", "--resume", "--storage", where, "--name", "tiny", "--export", "json"]) == 0
     export = json.loads(capsys.readouterr().out)
