@@ -46,14 +46,16 @@ HEALTH = {
 
 @dataclass(frozen=True)
 class World:
-    """What differs from LEVELS and HEALTH, by study. spread: how far pairs lie apart, in nats.
+    """What differs from LEVELS and HEALTH, by study.
 
-    steep: arms whose loss rises much with a wrong learning rate. diverging: arms whose first pair diverges.
+    spread: how far pairs lie apart, in nats. loud: arms whose pairs lie apart by nats. steep: arms whose loss rises
+    much with a wrong learning rate. diverging: arms whose first pair diverges.
     """
 
     levels: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     health: Mapping[str, float] = field(default_factory=dict)
     spread: float = 0.001
+    loud: tuple[str, ...] = ()
     steep: tuple[str, ...] = ()
     diverging: tuple[str, ...] = ()
 
@@ -73,7 +75,7 @@ class World:
     def _trial(self, point: Point, level: float) -> TrialResult:
         digest = hashlib.sha256(point.key.encode()).digest()
         off = abs(math.log2(point.learning_rate / 8e-3)) * (0.5 if point.arm in self.steep else 0.05)
-        loss = level + off + self.spread * (digest[0] / 255 - 0.5)
+        loss = level + off + (2.0 if point.arm in self.loud else self.spread) * (digest[0] / 255 - 0.5)
         diverged = point.arm in self.diverging and point.role == "paired" and point.seed == 0
         shares = [step / 10 for step in range(11)]
         curve = [Evaluation(step=round(STEPS * x), loss=loss + (START - loss) * (1 - x) ** 4) for x in shares]

@@ -20,7 +20,7 @@ from evenkeel.errors import UsageError
 from evenkeel.ledger import CLAIMS, VERDICTS, Bound, Claim, MeasuredClaim, Measurement, Text, _running, _studies
 from evenkeel.ledger._contrasts import NARANG, SHAZEER_65K, SHAZEER_524K, contrast, spearman
 from evenkeel.ledger._studies import Comparisons, Provenance, StudyRun, comparison_of, study_named
-from evenkeel.studies import Run
+from evenkeel.studies import Report, Run
 from evenkeel.studies.arms import plan_arms
 
 HOLDS, CAVEAT, FAILS, UNDECIDED = VERDICTS
@@ -91,6 +91,7 @@ GATED = ("glu", "bilinear", "reglu", "geglu", "swiglu")
         ("C30", World({"depth": {"swiglu 3": 2.0, "slim swiglu 4": 2.0}}), FAILS),
         ("C30", World({"depth": {"swiglu 3": 2.0}}), CAVEAT),
         ("C30", World({"depth": {"slim swiglu 4": 2.0}}), CAVEAT),
+        ("C30", World(loud=("slim swiglu 4",)), CAVEAT),  # one is shown, the other undecided
         ("C30", World(spread=2.0), UNDECIDED),
         ("C38", World({"depth": {"sigmoid 8": 1.95}}), FAILS),  # the gap of two blocks
         ("C38", World({"depth": {"sigmoid 8": 1.9}}), FAILS),
@@ -124,8 +125,8 @@ def test_the_growth_of_the_gap_is_that_of_the_pairs() -> None:
 @pytest.mark.parametrize("printed", [SHAZEER_65K, SHAZEER_524K, NARANG])
 def test_rank_correlations_agree_with_scipy(printed: dict[str, float]) -> None:
     ours, theirs = [LEVELS[FEEDFORWARD][name] for name in printed], list(printed.values())
-    assert spearman(ours, theirs) == pytest.approx(stats.spearmanr(ours, theirs).statistic)
-    assert spearman(ours, ours[::-1]) == pytest.approx(stats.spearmanr(ours, ours[::-1]).statistic)
+    assert spearman(ours, theirs) == pytest.approx(stats.spearmanr(ours, theirs)[0])
+    assert spearman(ours, ours[::-1]) == pytest.approx(stats.spearmanr(ours, ours[::-1])[0])
 
 
 @pytest.mark.parametrize("name", sorted(LEVELS))
@@ -207,7 +208,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(_studies, "FOLDER", tmp_path)
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     monkeypatch.setenv("LC_ALL", "C.UTF-8")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("EVENKEEL_CACHE", str(tmp_path / "cache"))
     for cached in (_studies.stored, _studies.study_named):
         cached.cache_clear()
     yield tmp_path
@@ -229,7 +230,9 @@ def test_without_a_run_a_claim_says_what_to_type(tiny: Path, capsys: pytest.Capt
 def test_trained_afresh_and_then_stored(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = str(tiny / "trials.sqlite")
     assert main(["claims", "C05", "--train", "--storage", where, "--format", "json"]) == 0
-    (trained,) = json.loads(capsys.readouterr().out)["claims"]
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    (trained,) = json.loads(shown.out)["claims"]
     assert trained["run"]["kind"] == "trained" and trained["verdict"] == HOLDS
     assert main(["compare", "--resume", "--storage", where, "--name", "tiny", "--export", "json"]) == 0
     export = json.loads(capsys.readouterr().out)
@@ -259,7 +262,7 @@ def test_trained_afresh_and_then_stored(tiny: Path, capsys: pytest.CaptureFixtur
 def test_a_stopped_training_goes_on(tiny: Path) -> None:
     where, seen = str(tiny / "trials.sqlite"), []
 
-    def watcher(name: str, run: Run) -> _studies.Report:
+    def watcher(name: str, run: Run) -> Report:
         def stop(done: int, total: int, share: float) -> None:
             seen.append(done)
             if done == 2 and share == 0:
@@ -271,10 +274,10 @@ def test_a_stopped_training_goes_on(tiny: Path) -> None:
     assert stopped.run.kind == "none" and stopped.verdict == UNDECIDED and max(seen) == 2
     (whole,) = ek.claims("C05", train=True, storage=where).claims
     assert whole.run.kind == "trained" and whole.verdict == HOLDS
-    assert whole.run.studies[0].trials == whole.run.studies[0].trials > 2
+    assert whole.run.studies[0].trials >= 2 * (3 + 2)
 
 
-def test_an_edited_verdict_of_an_export_counts_for_nothing(tiny: Path) -> None:
+def test_an_edited_verdict_of_an_export_counts_for_nothing() -> None:
     data = World().run("head").to_dict()
     words = [item.word for item in comparison_of(data).verdicts]
     for verdict in data["verdicts"]:

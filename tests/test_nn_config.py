@@ -71,6 +71,7 @@ def word(text: str) -> Any:
         (lambda: AttentionConfig(heads=2, key_heads=4), r"key_heads is 4, .*attention\.key_heads=2$"),
         (lambda: AttentionConfig(scale=0.0), "attention.scale is 0.0; give sqrt, dim, none, or a finite number above"),
         (lambda: AttentionConfig(scale=math.inf), "attention.scale is inf; give"),
+        (lambda: AttentionConfig(query_gain=0.0), "attention.query_gain is 0.0 and must be above 0 and finite, .* 1$"),
         (lambda: AttentionConfig(softcap=0.0), "attention.softcap is 0.0 and must be above 0 and finite, .* 50$"),
         (lambda: AttentionConfig(softcap=math.nan), "attention.softcap is nan and must be above 0"),
         (lambda: AttentionConfig(window=0), "attention.window is 0 and must be at least 1"),

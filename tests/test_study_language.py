@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from evenkeel.errors import DataError
-from evenkeel.nn import HeadConfig, Transformer, TransformerConfig
+from evenkeel.nn import AttentionConfig, HeadConfig, Transformer, TransformerConfig
 from evenkeel.studies.arms import plan_arms
 from evenkeel.studies.corpus import Corpus, read_corpus
-from evenkeel.studies.language import LanguageTrials, evaluation_steps
+from evenkeel.studies.language import LanguageTrials, evaluation_steps, parameter_hashes
 from evenkeel.studies.points import Point
-from evenkeel.studies.predictions import copy_loss, row_losses
+from evenkeel.studies.predictions import copy_loss, predictions, row_losses
 from evenkeel.studies.reading import read_study
 from evenkeel.studies.results import TrialResult
 from evenkeel.studies.trials import Session, Stopped
@@ -73,6 +73,49 @@ def test_arms_of_a_seed_start_alike_and_see_the_same(trials: LanguageTrials, tmp
     assert gelu["parameter embedding.weight 256x16 ±1"] != other["parameter embedding.weight 256x16 ±1"]
 
 
+def test_arms_that_start_otherwise_on_purpose_share_the_rest() -> None:
+    """T5's arm: queries start from the same numbers, a quarter as large, and are not what the arms have in common."""
+    scaled, folded, untied = (
+        Transformer(replace(SMALL, **change), seed=3)
+        for change in (
+            {},
+            {"attention": AttentionConfig(scale="none", query_gain=0.25)},
+            {"head": HeadConfig(tied=False)},
+        )
+    )
+    query = "blocks.0.attention.query.weight"
+    torch.testing.assert_close(folded.get_parameter(query), scaled.get_parameter(query) / 4)
+    hashes = {name: parameter_hashes(model) for name, model in (("a", scaled), ("b", folded), ("c", untied))}
+    shared = hashes["a"].keys() & hashes["b"].keys()
+    assert {name for name in hashes["a"] if name not in shared} == {f"parameter {query} 16x16"}
+    for one, other in (("a", "b"), ("a", "c"), ("b", "c")):
+        common = hashes[one].keys() & hashes[other].keys()
+        assert len(common) > 3 and all(hashes[one][name] == hashes[other][name] for name in common)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_predictions_are_as_sure_and_as_right_as_numpy_counts(kind: str) -> None:
+    model = Transformer(replace(SMALL, head=HeadConfig(kind="softmax" if kind == "softmax" else "sigmoid")), seed=5)
+    rows = torch.randint(8, (70, CONTEXT), generator=torch.Generator().manual_seed(2))  # more than one chunk
+    with torch.no_grad():
+        logits = model(rows).logits
+    assert logits is not None
+    scores = logits.double().numpy()[:, :-1].reshape(-1, 256)
+    weights = np.exp(scores) if kind == "softmax" else 1 / (1 + np.exp(-scores))
+    chances, targets = weights / weights.sum(-1, keepdims=True), rows[:, 1:].numpy().ravel()
+    top, right = chances.max(-1), chances.argmax(-1) == targets
+    bins = np.ceil(top * 15).astype(int)
+    error = sum(abs(right[bins == place].sum() - top[bins == place].sum()) for place in range(1, 16)) / len(top)
+    found = predictions(model, rows)
+    assert found["accuracy"] == pytest.approx(right.mean())
+    assert found["confidence − accuracy"] == pytest.approx(top.mean() - right.mean(), abs=1e-6)
+    assert found["confidence where wrong"] == pytest.approx(top[~right].mean(), rel=1e-5)
+    assert found["calibration error"] == pytest.approx(error, rel=1e-5)
+    sums = weights.sum(-1) if kind == "sigmoid" else np.ones(len(weights))
+    assert found["sum of probabilities"] == pytest.approx(sums.mean(), rel=1e-5)
+    assert found["sum of probabilities: deviation"] == pytest.approx(sums.std(ddof=1), rel=1e-3, abs=1e-6)
+
+
 def test_a_learning_rate_far_too_high_diverges_and_counts_with_its_start(
     trials: LanguageTrials, session: Session
 ) -> None:
@@ -93,6 +136,7 @@ def test_only_a_paired_trial_is_watched(trials: LanguageTrials, tmp_path: Path) 
     )
     assert not tuned.health and tuned.loss == paired.loss
     assert 0 < paired.health["attention entropy / maximum"] <= 1
+    assert 0 < paired.health["confidence"] <= 1
     assert (
         paired.health["gradient: first block / last"] != 0 if "gradient: first block / last" in paired.health else True
     )

@@ -19,7 +19,7 @@ def quieten_optuna() -> None:
     """Optuna tells on stderr that it made a study, which the estimate says better."""
     import logging
 
-    logging.getLogger("optuna").setLevel(logging.WARNING)
+    logging.getLogger("optuna.storages").setLevel(logging.WARNING)  # of "optuna" itself its import sets it anew
 
 
 def processes(device: str) -> int:

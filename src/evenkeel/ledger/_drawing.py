@@ -93,7 +93,7 @@ def _table(measured: tuple[MeasuredClaim, ...], language: Language, width: int) 
     longest = max(len(verdict) for verdict in verdicts.values())
     for item in measured:
         start = f"{item.claim.id}  {verdicts[item.claim.id]:{longest}}  "
-        mark = f" [{found}]" if (found := ran(item, language)) else ""
+        mark = f" [{when}]" if (when := ran(item, language)) else ""
         yield wrapped(f"{in_language(item.claim.statement, language)}{mark}", width, start, " " * len(start))
     yield ""
     yield wrapped(in_language(_HINT, language), width)
@@ -114,8 +114,8 @@ def _page(item: MeasuredClaim, language: Language, width: int) -> Iterator[str]:
     yield wrapped(in_language(claim.statement, language), width)
     yield from section(_SAID, (paragraph(line) for line in said_in(claim, language)))
     yield from section(_METHOD, [paragraph(in_language(claim.method, language))])
-    if found := ran(item, language):
-        yield from section(_RUN, [paragraph(found), *(paragraph(line) for line in studies_run(item, language))])
+    if when := ran(item, language):
+        yield from section(_RUN, [paragraph(when), *(paragraph(line) for line in studies_run(item, language))])
     yield from section(_MEASURED, _numbers(item))
     yield from section(_CRITERION, _bounds(item, language))
     reasons = [paragraph(in_language(reason, language)) for reason in _reasons(item)]

@@ -95,8 +95,8 @@ def _section(item: MeasuredClaim) -> Iterator[str]:
     yield ""
     yield f"What is measured: {claim.method.en}"
     yield ""
-    if found := ran(item, "en"):
-        yield f"*{found}* ({'; '.join(studies_run(item, 'en'))})"
+    if when := ran(item, "en"):
+        yield f"*{when}* ({'; '.join(studies_run(item, 'en'))})"
         yield ""
     yield "| | measurement | bound | measured |"
     yield "|---|---|---|---|"

@@ -195,16 +195,19 @@ def _measured(claim: Claim, runs: Comparisons, kind: RunKind) -> MeasuredClaim:
 
 @contextmanager
 def _own_settings() -> Iterator[None]:
-    """Whatever the caller has set: the CPU, gradients, no mixed precision, one thread, since the tensors are small."""
-    threads = torch.get_num_threads()
+    """Whatever the caller has set: float32 on the CPU, gradients, no mixed precision, one thread for small tensors."""
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float32)
     try:
         with (
             torch.device("cpu"),
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast("cpu", enabled=False),
+            torch.random.fork_rng(devices=[]),  # layers draw first weights from it before they are given ours
         ):
             yield
     finally:
+        torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)

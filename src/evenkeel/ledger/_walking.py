@@ -114,7 +114,7 @@ def _sentence(
             continue
         yield f"{name}  {verdict}: {in_language(item.claim.statement, language)}"
         yield f"{in_language(_EXPERIMENT, language)}: {in_language(item.claim.method, language)}"
-        mark = f" [{found}]" if (found := ran(item, language)) else ""
+        mark = f" [{when}]" if (when := ran(item, language)) else ""
         yield f"{in_language(_NUMBER, language)}: {deciding_number(item, language)}{mark}"
 
 
@@ -147,5 +147,5 @@ def _page(found: Walk, language: Language) -> Iterator[str]:
             said = f"{name}: {in_language(item.claim.statement, language)}"
             verdict = in_language(VERDICTS_IN_WORDS[item.verdict], language)
             shown = deciding_number(item, language).replace("|", "\\|")
-            mark = f" ({found})" if (found := ran(item, language)) else ""
+            mark = f" ({when})" if (when := ran(item, language)) else ""
             yield f"| {number} | {said} | {shown} | {verdict}{mark} |"

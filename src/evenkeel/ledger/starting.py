@@ -18,7 +18,7 @@ from ._studies import Comparisons
 from ._text import Text
 
 _PLAIN = ("relu", "gelu", "silu", "tanh", "sigmoid", "relu2")
-_CONTEXT, _ROWS, _STEPS, _RATE = 64, 8, 150, 8e-3
+_CONTEXT, _ROWS, _STEPS, _RATE = 64, 4, 150, 8e-3
 _SWAPS = (("relu", "gelu"), ("silu", "gelu"), ("gelu", "relu"), ("gelu", "silu"))
 
 
