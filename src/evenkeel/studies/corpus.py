@@ -17,7 +17,7 @@ SUFFIXES = (".jsonl", ".md", ".py", ".rst", ".txt")
 
 _BLOCK = 2**15
 _HELD_OUT_EVERY = 10
-_ROWS = 128
+_ROWS = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class Corpus:
     digest: str
 
     def windows(self, context: int) -> Tensor:
-        """Up to 128 windows spread evenly over the held-out bytes, (rows, context) int64; the same every time."""
+        """Up to 512 windows spread evenly over the held-out bytes, (rows, context) int64; the same every time."""
         data = torch.frombuffer(bytearray(self.held_out), dtype=torch.uint8)
         room = data.numel() - context
         rows = min(_ROWS, 1 + room // context)
