@@ -1,7 +1,7 @@
 """How often intervals cover, and how often verdicts are wrong, where the truth is known: synthetic paired differences.
 
 Families of contrasts share a baseline, so their differences correlate by a half. Numbers are shares of simulations;
-with 2,000 of them the standard error of a share of 5% or 95% is 0.5%. Needs no torch.
+with 2,000 of them the standard error of a share of 5% or 95% is 0.5%. Loads no torch.
 
     python benchmarks/intervals.py [--simulations 2000]
 """

@@ -1,8 +1,13 @@
 """How fast a study's trials train: tokens per second of one config under several trainers, taking turns.
 
 The config is LLaMA's in small: pre-norm with RMS norms, rotary positions, SwiGLU, bytes. Each trainer makes the same
-number of AdamW steps on windows of the same text, with gradients clipped to norm 1 and the loss read at every step;
-what it does around steps (reading data, schedules, hashes, callbacks) counts, evaluations do not.
+number of steps with fused AdamW on windows of the same text, with gradients clipped to norm 1.
+
+What is timed is a step of training with all that its trainer does around it: reading the batch, the schedule, hashes,
+callbacks, and in the plain loops the loss read as a number. Of a trial and of a Trainer that is the time from the end
+of one step to the end of the next; of a plain loop, from the batch to the loss, which flatters it a little. What lies
+between two steps of a trial where it is evaluated does not count, nor do the first steps of any. Each round takes the
+median over a trainer's steps.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +32,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 import evenkeel as ek
 from evenkeel.studies.comparison import ArmPlan
 from evenkeel.studies.corpus import Corpus, read_corpus
-from evenkeel.studies.language import LanguageTrials
+from evenkeel.studies.language import LanguageTrials, evaluation_steps
 from evenkeel.studies.points import Point
 from evenkeel.studies.study import Arm
 from evenkeel.studies.trials import Session
 from evenkeel.training import byte_batches
 
 ROWS, LEARNING_RATE = 16, 2e-3
+UNCOUNTED = 5
 
 Timed = Callable[[], list[float]]
 """Trains anew and gives the seconds of each step."""
@@ -43,7 +49,9 @@ def main() -> None:
     """Time every trainer in turns and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20, help="of each trainer in a round, the first five not counted")
+    parser.add_argument(
+        "--steps", type=int, default=60, help=f"of each trainer in a round; {UNCOUNTED} at first do not count"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--depth", type=int, default=4)
@@ -55,7 +63,7 @@ def main() -> None:
     paces: dict[str, list[float]] = {name: [] for name in trainers}
     for _ in range(arguments.rounds):
         for name, train in trainers.items():
-            paces[name].append(statistics.median(train()[5:]))
+            paces[name].append(statistics.median(train()[UNCOUNTED:]))
     draw(paces, ROWS * config.context, arguments)
 
 
@@ -71,34 +79,25 @@ def contenders(config: ek.TransformerConfig, corpus: Corpus, steps: int) -> dict
 
 
 def in_a_study(config: ek.TransformerConfig, corpus: Corpus, steps: int) -> list[float]:
-    """The trial's own count of its steps' seconds."""
+    """A tuning trial as a study runs it, less the intervals in which it was evaluated."""
     plan = ArmPlan(arm=Arm(name="swiglu", choices={}), config=config.to_dict())
     trials = LanguageTrials({"swiglu": plan}, corpus, ROWS, steps)
+    ends: list[float] = []
     with tempfile.TemporaryDirectory() as directory:
-        session = Steps(Path(directory, "trial.pt"))
+        session = Session(Path(directory, "trial.pt"), progress=lambda share: ends.append(time.perf_counter()))
         trials(Point("swiglu", "tuning", LEARNING_RATE, 0), session)
-    return session.seconds
+    evaluated = evaluation_steps(steps)  # after a step of that number, and before the next
+    return [taken for step, taken in enumerate(between(ends), start=1) if step not in evaluated]
 
 
-class Steps(Session):
-    """Notes when each step ended; evaluations lie between, so a step that follows one is left out."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        super().__init__(checkpoint, progress=self._ended)
-        self.ends: list[float] = []
-
-    def _ended(self, share: float) -> None:
-        self.ends.append(time.perf_counter())
-
-    @property
-    def seconds(self) -> list[float]:
-        """From the end of one step to that of the next."""
-        return [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
+def between(ends: list[float]) -> list[float]:
+    """Seconds from the end of each step to that of the next."""
+    return [after - before for before, after in pairwise(ends)]
 
 
 def in_a_loop(model: nn.Module, corpus: Corpus, context: int, steps: int) -> list[float]:
     """What one would write by hand."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
     batches = byte_batches(corpus.training, context=context, size=ROWS, seed=0)
     model.train()
     seconds = []
@@ -122,6 +121,7 @@ def in_trainer(model: nn.Module, corpus: Corpus, context: int, steps: int) -> li
             max_steps=steps,
             per_device_train_batch_size=ROWS,
             learning_rate=LEARNING_RATE,
+            optim="adamw_torch_fused",
             report_to="none",
             logging_strategy="no",
             save_strategy="no",
@@ -131,7 +131,7 @@ def in_trainer(model: nn.Module, corpus: Corpus, context: int, steps: int) -> li
         )
         clock = Clock()
         Trainer(model=model, args=choices, train_dataset=Windows(corpus, context), callbacks=[clock]).train()
-    return [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)]
+    return between(clock.ends)
 
 
 class Clock(TrainerCallback):

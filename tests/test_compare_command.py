@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
+import random
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +22,21 @@ from evenkeel.cli.main import main
 TINY = ["depth=1", "d_model=16", "context=16", "attention.heads=2"]
 SHORT = ["--steps", "12", "--seeds", "2", "--tuning-trials", "3"]
 STUDY = ["compare", "feedforward=relu,swiglu", *TINY, *SHORT]
+
+
+IGNORED = [
+    ["--like", "model"],
+    ["--data", "text"],
+    ["--match", "flops"],
+    ["--baseline", "relu"],
+    ["--contrast", "relu", "gelu"],
+    ["--budget", "1h"],
+    ["--steps", "3"],
+    ["--tuning-trials", "3"],
+    ["--learning-rates", "1e-3", "1e-2"],
+    ["--margin", "0.1"],
+]
+"""Options of a study, which one that was begun has for good."""
 
 
 def command(*words: str) -> list[str]:
@@ -68,22 +86,89 @@ def test_what_is_no_export_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "is no exported comparison" in capsys.readouterr().err
 
 
-def test_a_killed_command_typed_again_ends_with_the_same_losses(tmp_path: Path) -> None:
+def test_a_command_killed_at_random_ends_as_if_it_never_was(tmp_path: Path) -> None:
+    words = [*STUDY, "--steps", "80"]
     outs = [tmp_path / f"{name}.json" for name in ("whole", "killed")]
-    subprocess.run(command(*STUDY, "--storage", str(tmp_path / "whole.sqlite"), "--out", str(outs[0])), check=True)
-    again = command(*STUDY, "--storage", str(tmp_path / "killed.sqlite"), "--jobs", "2", "--out", str(outs[1]))
-    process = subprocess.Popen(again, stdout=subprocess.DEVNULL)
-    while not (tmp_path / "killed.sqlite").exists() and process.poll() is None:
-        os.sched_yield()
-    try:
-        process.wait(1.0)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-    process.wait()
+    subprocess.run(command(*words, "--storage", str(tmp_path / "whole.sqlite"), "--out", str(outs[0])), check=True)
+    where, drawn = str(tmp_path / "killed.sqlite"), random.Random(7)
+    again = command(*words, "--storage", where, "--jobs", "2", "--out", str(outs[1]))
+    for _ in range(3):
+        _kill_in_a_trial(again, where, more_done=drawn.randrange(3), seconds=drawn.uniform(0, 0.2))
+        assert not outs[1].exists()
     subprocess.run(again, check=True)
     whole, killed = (json.loads(out.read_text()) for out in outs)
-    assert losses(whole) == losses(killed)
-    assert len(killed["results"]) == len(losses(killed))
+    assert kept(killed) == kept(whole)
+    assert len(killed["results"]) == len(kept(killed))
+
+
+def kept(document: dict[str, Any]) -> dict[str, Any]:
+    """What a point's trial came to and by what way, whenever it ran."""
+    return {
+        json.dumps(item["point"]): {name: item[name] for name in ("loss", "evaluations", "hashes")}
+        for item in document["results"]
+    }
+
+
+def _kill_in_a_trial(words: list[str], where: str, *, more_done: int, seconds: float) -> None:
+    """Run a command until so many more trials are done, then so long; and kill it while it has a trial of its own."""
+    done = _count(where, "state = 'COMPLETE'")
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while _count(where, "state = 'COMPLETE'") < done + more_done or not _at_work(where, process.pid):
+        assert process.poll() is None, "it ended before it was killed"
+        os.sched_yield()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    while True:  # halted first: what is seen of it then is so when it is killed
+        assert process.poll() is None, "it ended before it was killed"
+        process.send_signal(signal.SIGSTOP)
+        if _at_work(where, process.pid):
+            break
+        process.send_signal(signal.SIGCONT)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert _at_work(where, process.pid)
+
+
+def _at_work(where: str, number: int) -> bool:
+    return number in _workers(where)
+
+
+def _workers(where: str) -> set[int]:
+    """Numbers of the processes that have a trial."""
+    question = "select value_json from trial_user_attributes join trials using (trial_id) where state = 'RUNNING'"
+    return {int(json.loads(name).split("-")[1]) for (name,) in _asked(where, f"{question} and key = 'worker'")}
+
+
+def _count(where: str, condition: str) -> int:
+    return len(_asked(where, f"select trial_id from trials where {condition}"))
+
+
+def _asked(where: str, question: str) -> list[tuple[Any, ...]]:
+    """Rows of a store; none where it is not there yet, or is being written."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{where}?mode=ro", uri=True)) as connection:
+            return connection.execute(question).fetchall()
+    except sqlite3.OperationalError:
+        return []
+
+
+def test_a_killed_worker_stops_nobody_else_and_is_told_at_the_end(tmp_path: Path) -> None:
+    where, out = str(tmp_path / "study.sqlite"), tmp_path / "study.json"
+    words = [*STUDY, "--steps", "150", "--storage", where, "--jobs", "2", "--out", str(out)]
+    process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (others := _workers(where) - {process.pid}):
+        assert process.poll() is None
+        os.sched_yield()
+    (other,) = others
+    about = Path(f"/proc/{other}/cmdline")
+    assert not about.exists() or where.encode() not in about.read_bytes()  # a URL may hold a password
+    os.kill(other, signal.SIGKILL)
+    told, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "undecided" in told or "better" in told or "worse" in told or "tie" in told
+    assert errors.count("\n") == 1 and "a worker was killed (signal 9)" in errors
+    document = json.loads(out.read_text())
+    assert document["wanted"] == 0 and len(document["results"]) == len(losses(document))
 
 
 def test_ctrl_c_leaves_a_partial_report_and_the_command_that_goes_on(tmp_path: Path) -> None:
@@ -93,30 +178,41 @@ def test_ctrl_c_leaves_a_partial_report_and_the_command_that_goes_on(tmp_path: P
         command(*words, "--jobs", "1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     checkpoints = Path(os.environ["EVENKEEL_CACHE"], "checkpoints")
-    while not Path(where).exists() or not _running(where):
+    while not _at_work(where, process.pid):
         assert process.poll() is None
         os.sched_yield()
     process.send_signal(signal.SIGINT)
     out, errors = process.communicate()
     assert process.returncode == 130, errors
     assert "partial" in out
-    assert f"evenkeel compare --resume --storage {where}" in errors
+    stopping, stopped = errors.splitlines()
+    assert "stopping at the next step; Ctrl-C again stops at once" in stopping
+    assert f"evenkeel compare --resume --storage {where}" in stopped
     assert list(checkpoints.rglob("*.pt"))  # what the trial had is kept
 
 
-def _running(where: str) -> bool:
-    import sqlite3
+def test_a_storage_can_be_named_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVENKEEL_STORAGE", str(tmp_path / "study.sqlite"))
+    assert main([*STUDY, "--jobs", "1", "--name", "mine"]) == 0
+    assert main(["compare", "--resume", "--name", "mine", "--storage", str(tmp_path / "study.sqlite")]) == 0
+    assert main(["compare", "--resume", "--name", "mine", "--storage", str(tmp_path / "other.sqlite")]) == 2
 
-    try:
-        with sqlite3.connect(where) as connection:
-            return bool(connection.execute("select count(*) from trials where state = 'RUNNING'").fetchone()[0])
-    except sqlite3.OperationalError:
-        return False
+
+def test_a_worker_for_another_process_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", "--resume", "--storage", str(tmp_path / "study.sqlite")]
+    assert main([*STUDY, *words[2:], "--jobs", "1"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--seeds", "3", "--parent", str(os.getppid())]) == 0
+    assert capsys.readouterr().out == ""
+    assert main([*words, "--seeds", "3", "--export", "csv"]) == 0
+    seeds = [row["seed"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out)) if row["role"] == "paired"]
+    assert sorted(set(seeds)) == ["0", "1", "2"]  # its work was done
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVENKEEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("EVENKEEL_STORAGE", raising=False)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +224,15 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["feedforward=relu"], "at least two arms"),
         (["feedforward=relu,gelu", "--budget", "1s"], "give --budget"),
         (["feedforward=relu,gelu", "--baseline", "rel"], "did you mean 'relu'"),
+        (["feedforward=relu,gelu", "--device", "foo"], "give cpu, or a device of this machine"),
+        (["feedforward=relu,gelu", "--device", "meta"], "give cpu, or a device of this machine"),
+        (["feedforward=relu,gelu", "--jobs", "0"], "must be at least 1"),
+        (["feedforward=relu,gelu", "--name", "mine"], "name its file or URL"),
         (["--resume"], "--storage"),
+        (["--resume", "--from", "study.json", "--storage", "s.sqlite"], "leave one of them out"),
+        (["--from", "study.json", "depth=2,4"], "depth=2,4 would be ignored"),
+        *((["--from", "study.json", *option], f"{option[0]} would be ignored") for option in IGNORED),
+        *((["--resume", "--storage", "s.sqlite", *option], f"{option[0]} would be ignored") for option in IGNORED),
         ([], "nothing is compared"),
     ],
 )
@@ -138,7 +242,7 @@ def test_a_wrong_study_is_one_line_and_exit_2(
     assert main(["compare", *words]) == 2
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1
-    assert not list((tmp_path / "cache").rglob("*.pt"))
+    assert not any(path.is_file() for path in (tmp_path / "cache").rglob("*"))
 
 
 def test_help_names_every_export() -> None:

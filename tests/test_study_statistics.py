@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from evenkeel import studies
 from evenkeel.errors import UsageError
 from evenkeel.studies.statistics import (
     bootstrap_interval,
@@ -331,6 +332,27 @@ def test_importing_the_statistics_loads_neither_scipy_nor_torch() -> None:
     code = "import evenkeel.studies.judging, sys; print({'torch', 'scipy', 'optuna'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_judging_drawing_and_exporting_load_no_torch() -> None:
+    code = (
+        "import sys, study_cases\n"
+        "from evenkeel.studies import EXPORTS, draw_comparison, draw_methods\n"
+        "from evenkeel.studies.judging import compared\n"
+        "from evenkeel.studies.statistics import decide\n"
+        "comparison = study_cases.finished()\n"
+        "draws = [draw_comparison, draw_methods, *(EXPORTS[name] for name in EXPORTS)]\n"
+        "decide([[0.1, 0.2, 0.3]], 0.01)\n"
+        "print(all(draw(comparison) for draw in draws), {'torch', 'numba', 'optuna'} & set(sys.modules))\n"
+    )
+    here = Path(__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "True set()", done.stderr
+
+
+def test_every_public_name_of_studies_is_found() -> None:
+    assert set(studies.__all__) == set(studies._HOMES)
+    assert all(getattr(studies, name) is not None for name in studies.__all__)
 
 
 def test_a_missing_scipy_is_one_line_that_says_what_to_install(tmp_path: Path) -> None:

@@ -17,19 +17,29 @@ from .schema import DataInfo, clean_name
 
 DEFAULT_TOKENS = 2048
 
-_LARGEST_FILE = 64 * 2**20
+LARGEST_FILE = 64 * 2**20
+"""Bytes of a file that are read."""
+
 _CHARACTERS_PER_TOKEN = 16
 _FEWEST_TOKENS = 16
 _MADE_UP = {"vision": ("pictures", picture_batches), "audio": ("sounds", sound_batches)}
 
 
-def read_texts(path: str | Path, *, limit_bytes: int = _LARGEST_FILE) -> list[str]:
+def read_texts(path: str | Path, *, limit_bytes: int = LARGEST_FILE) -> list[str]:
     """The texts of a file, as many as its first `limit_bytes` bytes hold.
 
     `.jsonl`: one text per line, from the field `text` or from `messages` (a list of `{"role", "content"}`). Every
-    other file is one plain text in UTF-8. Raises DataError for a file that is missing, empty or binary, for a line
+    other file is one plain text in UTF-8. Raises DataError for a file that is missing, blank or binary, for a line
     that is no JSON object and for one without a usable field. A directory is refused: give one file.
     """
+    texts = texts_in(path, limit_bytes=limit_bytes)
+    if not texts:
+        raise DataError(f"{clean_name(str(path))!r} holds no text; give a file with some")
+    return texts
+
+
+def texts_in(path: str | Path, *, limit_bytes: int = LARGEST_FILE) -> list[str]:
+    """As `read_texts`, but none where the file is blank."""
     path = Path(path)
     name = repr(clean_name(str(path)))
     try:
@@ -46,10 +56,7 @@ def read_texts(path: str | Path, *, limit_bytes: int = _LARGEST_FILE) -> list[st
         texts = list(_json_lines(lines[:-1] if len(raw) > limit_bytes else lines, name))
     else:
         texts = [text]
-    texts = [item for item in texts if item.strip()]
-    if not texts:
-        raise DataError(f"{name} holds no text; give a file with some")
-    return texts
+    return [item for item in texts if item.strip()]
 
 
 def _decoded(raw: bytes, name: str, *, cut: bool) -> str:

@@ -115,7 +115,7 @@ def _ledger(arguments: argparse.Namespace) -> Ledger:
             left = run.trials
             if left:
                 tell(f"{name}: {estimate(run, left)}")
-            return stack.enter_context(bar(left))
+            return stack.enter_context(bar(run, left))
 
         return claims(ids, train=True, jobs=processes("cpu"), watcher=watcher, **options)
 

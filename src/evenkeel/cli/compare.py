@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from .output import file_argument, show, tell, write
-from .working import INTERRUPTED, bar, estimate, processes, quieten_optuna
+from .working import INTERRUPTED, bar, check_device, estimate, processes, quieten_optuna, warn
 
 if TYPE_CHECKING:
     from ..studies import Comparison, Run
 
 SUMMARY = "compare choices fairly: equal parameters, tuned alike, paired seeds, intervals and a verdict"
 
+_STUDY_OPTIONS = (  # what a study is begun with; all but the number of pairs belongs to it for good
+    "like",
+    "data",
+    "match",
+    "baseline",
+    "contrast",
+    "budget",
+    "steps",
+    "seeds",
+    "tuning_trials",
+    "learning_rates",
+    "margin",
+)
 _EXPORTS = ("csv", "json", "latex", "svg")  # those of studies.EXPORTS, here because `--help` has no use for it
 
 
@@ -62,7 +76,8 @@ def _add_work_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--storage",
         metavar="FILE|URL",
-        help="where trials are kept; many machines can work on one in postgresql://... (default: in the cache)",
+        help="where trials are kept; many machines can work on one in postgresql://... (default: in EVENKEEL_STORAGE, "
+        "else in the cache)",
     )
     group.add_argument("--name", metavar="NAME", help="of the study in --storage (default: compare)")
     group.add_argument("--resume", action="store_true", help="go on with the study in --storage, which has to be there")
@@ -79,50 +94,69 @@ def _add_work_options(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the study, or what is left of it, and print what it shows; 0, or 130 where Ctrl-C left it partial."""
+    from ..studies.joining import STORAGE_VARIABLE
+
     quieten_optuna()
-    here = _begun(arguments)
+    storage = arguments.storage or os.environ.get(STORAGE_VARIABLE) or None
+    _check(arguments, storage)
+    check_device(arguments.device)
+    here = _begun(arguments, storage)
+    if arguments.parent is not None:  # whose report it is
+        return 0 if here.work() else INTERRUPTED
     left = here.trials
     if left:
         tell(estimate(here, left))
-    with bar(left) as report:
-        finished = here.work(report)
+    with bar(here, left) as report:
+        finished = here.work(report, warn)
     _finish(here.comparison(), arguments)
     if not finished:
-        print(f"evenkeel: stopped; the same command goes on{_kept(here)}", file=sys.stderr)
+        warn(f"stopped; the same command goes on{_kept(here)}")
     return 0 if finished else INTERRUPTED
 
 
-def _begun(arguments: argparse.Namespace) -> Run:
+def _check(arguments: argparse.Namespace, storage: str | None) -> None:
+    """Raises UsageError for options that contradict each other, and for those that would be ignored."""
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise UsageError(f"--jobs is {arguments.jobs} and must be at least 1")
+    if arguments.resume and arguments.export_before is not None:
+        raise UsageError(
+            "--resume goes on with a study in --storage, and --from with that of an export; leave one of them out"
+        )
+    if arguments.resume and storage is None:
+        raise UsageError("--resume goes on with a study in a --storage, and none is given; name its file or URL")
+    if arguments.name is not None and storage is None:
+        raise UsageError(f"--name {arguments.name} is of a study in --storage, and none is given; name its file or URL")
+    given = [name for name in _STUDY_OPTIONS if name != "seeds" and getattr(arguments, name) is not None]
+    if arguments.export_before is not None:
+        _refuse(arguments.words, given, "--from goes on with the study of an export")
+    elif arguments.resume and not arguments.words:
+        _refuse((), given, "--resume goes on with the study in --storage")
+
+
+def _refuse(words: Iterable[str], options: Iterable[str], why: str) -> None:
+    """Raises UsageError where words or study options are given with what takes the study from elsewhere."""
+    ignored = [*words, *(f"--{name.replace('_', '-')}" for name in options)]
+    if ignored:
+        raise UsageError(
+            f"{why} as it was begun, and {' '.join(ignored)} would be ignored; leave that out (--seeds N gives more "
+            "pairs)"
+        )
+
+
+def _begun(arguments: argparse.Namespace, storage: str | None) -> Run:
     from ..studies import NAME, begin, read_study, resume, take_over
 
     jobs = arguments.jobs if arguments.jobs is not None else processes(arguments.device)
-    if jobs < 1:
-        raise UsageError(f"--jobs is {jobs} and must be at least 1")
     work: dict[str, Any] = {"device": arguments.device, "jobs": jobs}
-    if arguments.resume and arguments.storage is None:
-        raise UsageError("--resume goes on with a study in a --storage, and none is given; name its file or URL")
+    name = arguments.name or NAME
     if arguments.export_before is not None:
-        store = take_over(arguments.export_before, arguments.storage, arguments.name or NAME)
+        store = take_over(arguments.export_before, storage, name)
         return resume(store.where, name=store.name, seeds=arguments.seeds, **work)
-    if arguments.resume and not arguments.words:
-        return resume(
-            arguments.storage, name=arguments.name or NAME, seeds=arguments.seeds, parent=arguments.parent, **work
-        )
-    names = (
-        "like",
-        "data",
-        "match",
-        "baseline",
-        "budget",
-        "steps",
-        "seeds",
-        "tuning_trials",
-        "learning_rates",
-        "margin",
-    )
-    options = {name: getattr(arguments, name) for name in names}
-    study = read_study(arguments.words, contrasts=arguments.contrast, **options)
-    return begin(study, storage=arguments.storage, name=arguments.name, must_exist=arguments.resume, **work)
+    if storage is not None and arguments.resume and not arguments.words:
+        return resume(storage, name=name, seeds=arguments.seeds, parent=arguments.parent, **work)
+    options = {option: getattr(arguments, option) for option in _STUDY_OPTIONS}
+    study = read_study(arguments.words, contrasts=options.pop("contrast"), **options)
+    return begin(study, storage=storage, name=arguments.name, must_exist=arguments.resume, **work)
 
 
 def _kept(here: Run) -> str:

@@ -1,14 +1,47 @@
-"""Fair ablations: arms matched in size, tuned alike, paired by seed, judged by stated statistics."""
+"""Fair ablations: arms matched in size, tuned alike, paired by seed, judged by stated statistics.
 
-from .comparing import NAME, Run, begin, compare, resume, take_over
-from .comparison import ArmPlan, ArmSummary, Comparison, Interval, Verdict
-from .drawing import draw_comparison
-from .exports import EXPORTS
-from .methods import draw_methods
-from .reading import read_study
-from .results import Evaluation, TrialResult
-from .study import Arm, Contrast, Study
-from .working import Report
+Names are imported when they are first used, so that judging and drawing what was measured never load torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .comparing import NAME, Run, begin, compare, resume, take_over
+    from .comparison import ArmPlan, ArmSummary, Comparison, Interval, Verdict
+    from .drawing import draw_comparison
+    from .exports import EXPORTS
+    from .methods import draw_methods
+    from .reading import read_study
+    from .results import Evaluation, TrialResult
+    from .study import Arm, Contrast, Study
+    from .working import Report
+
+_HOMES = {
+    "EXPORTS": "exports",
+    "NAME": "comparing",
+    "Arm": "study",
+    "ArmPlan": "comparison",
+    "ArmSummary": "comparison",
+    "Comparison": "comparison",
+    "Contrast": "study",
+    "Evaluation": "results",
+    "Interval": "comparison",
+    "Report": "working",
+    "Run": "comparing",
+    "Study": "study",
+    "TrialResult": "results",
+    "Verdict": "comparison",
+    "begin": "comparing",
+    "compare": "comparing",
+    "draw_comparison": "drawing",
+    "draw_methods": "methods",
+    "read_study": "reading",
+    "resume": "comparing",
+    "take_over": "comparing",
+}
 
 __all__ = [
     "EXPORTS",
@@ -33,3 +66,13 @@ __all__ = [
     "resume",
     "take_over",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

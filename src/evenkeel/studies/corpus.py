@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data import read_texts, standard_library_text
+from ..data import LARGEST_FILE, read_texts, standard_library_text, texts_in
 from ..errors import DataError
 from ..schema import clean_name
 
@@ -17,7 +17,7 @@ SUFFIXES = (".jsonl", ".md", ".py", ".rst", ".txt")
 
 _BLOCK = 2**15
 _HELD_OUT_EVERY = 10
-_ROWS = 128
+_ROWS = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class Corpus:
     digest: str
 
     def windows(self, context: int) -> Tensor:
-        """Up to 128 windows spread evenly over the held-out bytes, (rows, context) int64; the same every time."""
+        """Up to 512 windows spread evenly over the held-out bytes, (rows, context) int64; the same every time."""
         data = torch.frombuffer(bytearray(self.held_out), dtype=torch.uint8)
         room = data.numel() - context
         rows = min(_ROWS, 1 + room // context)
@@ -42,7 +42,7 @@ def read_corpus(path: str, *, context: int) -> Corpus:
     """The text of a file, or of every text file in a directory, by name; "": the sources of Python's standard library.
 
     Blocks of 32 KiB, every tenth of which is held out; a short text gives its last tenth. Raises DataError for what
-    cannot be read, and for text that does not give a window to each part.
+    cannot be read whole, and for text that does not give a window to each part.
     """
     source = clean_name(Path(path).name) if path else "Python's standard library"
     data = _bytes_of(Path(path)) if path else standard_library_text().encode()
@@ -60,8 +60,20 @@ def read_corpus(path: str, *, context: int) -> Corpus:
 
 def _bytes_of(path: Path) -> bytes:
     if not path.is_dir():
+        _check_size(path)
         return "\n\n".join(read_texts(path)).encode()
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
         raise DataError(f"{clean_name(str(path))} holds no text; give a directory with {', '.join(SUFFIXES)} files")
-    return "\n\n".join(text for file in files if file.stat().st_size for text in read_texts(file)).encode()
+    for file in files:
+        _check_size(file)
+    return "\n\n".join(text for file in files for text in texts_in(file)).encode()
+
+
+def _check_size(file: Path) -> None:
+    """Raises DataError for a file of which only the beginning would be read."""
+    if file.is_file() and file.stat().st_size > LARGEST_FILE:
+        raise DataError(
+            f"{clean_name(str(file))} has {file.stat().st_size:,} bytes and at most {LARGEST_FILE:,} of a file are "
+            "read; split it into files of one directory, and give that"
+        )

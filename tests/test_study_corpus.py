@@ -1,0 +1,46 @@
+"""The text that studies train on: what is read of files and directories, and the windows that are held out."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from evenkeel.data import LARGEST_FILE
+from evenkeel.errors import DataError
+from evenkeel.studies.corpus import Corpus, read_corpus
+
+
+@pytest.mark.parametrize("blank", ["", " \n\t\n", "\N{ZERO WIDTH NO-BREAK SPACE}"])
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_blank_files_of_a_directory_are_skipped(tmp_path: Path, blank: str, suffix: str) -> None:
+    (tmp_path / f"a{suffix}").write_text(blank, encoding="utf-8")
+    (tmp_path / "b.txt").write_text("b" * 2000)
+    corpus = read_corpus(str(tmp_path), context=16)
+    assert corpus.training + corpus.held_out == b"b" * 2000
+
+
+def test_a_directory_of_blank_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n")
+    with pytest.raises(DataError, match="has 0 bytes"):
+        read_corpus(str(tmp_path), context=16)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_file_of_which_only_a_part_would_be_read_is_refused(tmp_path: Path, whole: bool) -> None:
+    path = tmp_path / "large.txt"
+    with path.open("wb") as file:
+        file.truncate(LARGEST_FILE + 1)
+    with pytest.raises(DataError, match=r"has 67,108,865 bytes and at most 67,108,864 .* split it"):
+        read_corpus(str(path if whole else tmp_path), context=16)
+
+
+def test_held_out_windows_are_spread_evenly_and_as_many_as_there_is_room_for() -> None:
+    letters = random.Random(0).randbytes(100_000)  # 16 of them are there once
+    starts = [letters.find(bytes(row.tolist())) for row in Corpus("", b"", letters, "").windows(16)]
+    gaps = {after - before for before, after in pairwise(starts)}
+    assert (len(starts), starts[0], starts[-1]) == (512, 0, 100_000 - 16)
+    assert gaps == {195, 196}  # 99,984 / 511 is 195.7
+    assert Corpus("", b"", letters[:4100], "").windows(16).shape == (256, 16)
