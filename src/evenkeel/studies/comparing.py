@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,7 @@ from .comparison import ArmPlan, Comparison
 from .corpus import Corpus, read_corpus
 from .databases import is_missing, shown, without_password
 from .founding import Founding
-from .joining import Helpers
+from .joining import STORAGE_VARIABLE, Helpers
 from .judging import compared
 from .language import LanguageTrials
 from .reading import read_study, study_of
@@ -61,27 +61,35 @@ class Run:
     def seconds_left(self) -> float:
         """About how long the trials that are left take here; NaN where nothing is known of their speed."""
         pace = self.founding.seconds / len(self.founding.plans)
-        return self.trials * pace / self.jobs if pace else math.nan
+        return math.ceil(self.trials / self.jobs) * pace if pace else math.nan
 
-    def work(self, report: Report = lambda done, total, share: None) -> bool:
-        """Work with so many processes until the study is done, True, or until Ctrl-C, False."""
-        with one_thread(), stopped_by_signals() as asked, Helpers(self._joining, self.jobs - 1) as helpers:
+    def work(
+        self,
+        report: Report = lambda done, total, share: None,
+        tell: Callable[[str], object] = lambda line: None,
+    ) -> bool:
+        """Work with so many processes until the study is done, True, or until Ctrl-C, False.
+
+        tell: is given lines that a user has to see: that work is about to stop, and which processes were lost.
+        """
+        helpers = Helpers(self._joining, {STORAGE_VARIABLE: self.store.where}, count=min(self.jobs, self.trials) - 1)
+        with one_thread(), stopped_by_signals(tell) as asked, helpers:
             work(
                 self.store,
                 self.study,
                 self.objective,
                 checkpoints=_checkpoints(self.founding),
-                stopping=lambda: asked() or self.abandoned() or helpers.failed(),
+                stopping=lambda: asked() or self.abandoned(),
                 report=report,
             )
-            if not asked():
-                helpers.check()
+            for line in helpers.lost():
+                tell(line)
         return not self.trials
 
     @property
     def _joining(self) -> list[str]:
-        """What joins this study from another process."""
-        words = ["compare", "--resume", "--storage", self.store.where, "--name", self.store.name]
+        """What joins this study from another process, which finds its storage in the environment."""
+        words = ["compare", "--resume", "--name", self.store.name]
         return [*words, "--device", self.device, "--seeds", str(self.study.seeds)]
 
     def abandoned(self) -> bool:

@@ -81,10 +81,11 @@ def _run(
 
 
 @contextmanager
-def stopped_by_signals() -> Iterator[Callable[[], bool]]:
+def stopped_by_signals(tell: Callable[[str], object]) -> Iterator[Callable[[], bool]]:
     """Whether Ctrl-C or SIGTERM has come, which ends a trial at its next step; a second Ctrl-C ends it at once.
 
-    Outside the main thread, where no handler can be set, signals do what they did before.
+    tell: is given a line that says so when the first comes. Outside the main thread, where no handler can be set,
+    signals do what they did before.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -95,6 +96,7 @@ def stopped_by_signals() -> Iterator[Callable[[], bool]]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
+        tell("stopping at the next step; Ctrl-C again stops at once")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
