@@ -154,7 +154,7 @@ def _asked(where: str, question: str) -> list[tuple[Any, ...]]:
 
 def test_a_killed_worker_stops_nobody_else_and_is_told_at_the_end(tmp_path: Path) -> None:
     where, out = str(tmp_path / "study.sqlite"), tmp_path / "study.json"
-    words = [*STUDY, "--steps", "150", "--storage", where, "--jobs", "2", "--out", str(out)]
+    words = [*STUDY, "--steps", "600", "--storage", where, "--jobs", "2", "--out", str(out)]
     process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (others := _workers(where) - {process.pid}):
         assert process.poll() is None
