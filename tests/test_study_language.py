@@ -14,6 +14,7 @@ from evenkeel.errors import DataError
 from evenkeel.nn import AttentionConfig, HeadConfig, Transformer, TransformerConfig
 from evenkeel.studies.arms import plan_arms
 from evenkeel.studies.corpus import Corpus, read_corpus
+from evenkeel.studies.judging import check_pairing
 from evenkeel.studies.language import LanguageTrials, evaluation_steps, parameter_hashes
 from evenkeel.studies.points import Point
 from evenkeel.studies.predictions import copy_loss, predictions, row_losses
@@ -209,6 +210,33 @@ def test_an_empty_directory_is_refused(tmp_path: Path) -> None:
         read_corpus(str(tmp_path), context=16)
 
 
-def test_a_trial_whose_loss_is_no_number_ends_early(trials: LanguageTrials, session: Session) -> None:
-    result = trials(Point("gelu", "tuning", math.inf, 0), session)
-    assert result.diverged and result.evaluations[-1].step < STEPS
+def test_a_trial_whose_loss_is_no_number_ends_early_and_is_still_a_pair(trials: LanguageTrials, tmp_path: Path) -> None:
+    broken, sound = (
+        trials(Point(arm, "tuning", rate, 0), Session(tmp_path / f"{arm}.pt"))
+        for arm, rate in (("gelu", math.inf), ("swiglu", RATE))
+    )
+    assert broken.diverged and broken.evaluations[-1].step < STEPS
+    assert check_pairing([broken, sound])  # raises where what they saw differs
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_a_checkpoint_that_is_torn_or_of_another_trial_counts_as_none(
+    trials: LanguageTrials, tmp_path: Path, content: bytes | None
+) -> None:
+    point, path = Point("gelu", "tuning", RATE, 0), tmp_path / "trial.pt"
+    if content is None:  # of a longer trial, at a step that this one does not have
+        seen: list[float] = []
+        longer = replace(trials, steps=3 * STEPS)
+        with pytest.raises(Stopped):
+            longer(point, Session(path, stopping=lambda: len(seen) > STEPS, progress=seen.append))
+    else:
+        path.write_bytes(content)
+    assert untimed(trials(point, Session(path))) == untimed(trials(point, Session(tmp_path / "fresh.pt")))
+
+
+def test_a_watched_trial_goes_on_with_its_record(trials: LanguageTrials, tmp_path: Path) -> None:
+    point, path, seen = Point("gelu", "paired", RATE, 0), tmp_path / "trial.pt", []
+    with pytest.raises(Stopped):
+        trials(point, Session(path, stopping=lambda: len(seen) >= 14, progress=seen.append))
+    again, whole = trials(point, Session(path)), trials(point, Session(tmp_path / "whole.pt"))
+    assert again.health == whole.health and again.findings == whole.findings

@@ -122,6 +122,8 @@ class LanguageTrials:
             done.seconds += time.perf_counter() - begun
             session.progress(done.step / self.steps)
             if session.stopping() or time.monotonic() - saved > CHECKPOINT_EVERY:
+                if measured is not None:
+                    measured.record.flush()
                 checkpoint.save(model, optimizer, done)
                 saved = time.monotonic()
                 session.check()
