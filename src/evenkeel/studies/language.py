@@ -36,7 +36,7 @@ _LAST_GAP = 50  # the last evaluations are a fiftieth of the steps apart
 _MEASURED = 4  # steps of a paired trial that a watch measures beside the first
 CHECKPOINT_EVERY = 15.0
 """Seconds between two checkpoints of a trial."""
-_COPIED_ROWS = 32
+_COPIED_ROWS = 32  # about so many, spread over the held-out text
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class LanguageTrials:
             start=start,
             diverged=not (math.isfinite(loss) and loss <= start),
             evaluations=tuple(done.evaluations),
-            copy_loss=copy_loss(model, held_out[:_COPIED_ROWS]),
+            copy_loss=copy_loss(model, held_out[:: max(1, len(held_out) // _COPIED_ROWS)]),
             health={} if diagnosis is None else health(diagnosis) | predictions(model, held_out),
             findings=() if diagnosis is None else _codes(diagnosis),
             hashes=hashes | {"batches": done.batches},
