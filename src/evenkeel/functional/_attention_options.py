@@ -12,7 +12,7 @@ from ..errors import UsageError
 
 EVERYWHERE = 2**40  # as a reach: farther than any key
 
-Scale = Literal["sqrt", "none", "dim"] | float
+Scale = Literal["sqrt", "dim", "none"] | float  # in the order of AttentionConfig: typing keeps one of equal unions
 _SCALES: dict[str, Callable[[int], float]] = {
     "sqrt": lambda dim: dim**-0.5,
     "none": lambda dim: 1.0,
