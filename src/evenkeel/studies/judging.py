@@ -261,9 +261,11 @@ def steps_to(target: float, trials: Sequence[TrialResult]) -> float:
 
 
 def _sensitivity(study: Study, tuning: Tuning, trials: Iterable[TrialResult]) -> float:
-    """Over the rates that every arm tries, so that arms whose range grew compare with the others."""
+    """Over the rates that every arm tries, so that arms whose range grew compare with the others; NaN until all are."""
     low, high = study.learning_rates
     losses = [loss for rate, loss in tuning.losses if low * (1 - 1e-6) <= rate <= high * (1 + 1e-6)]
+    if len(losses) < study.tuning_trials:
+        return math.nan
     best = min((loss for _, loss in tuning.losses), default=math.nan)
     return learning_rate_sensitivity(losses, _mean_known(trial.start for trial in trials), best)
 
