@@ -10,6 +10,7 @@ import pytest
 import evenkeel as ek
 from evenkeel.errors import ConfigError, UsageError
 from evenkeel.studies import read_study
+from evenkeel.studies.reading import study_of
 
 BETTER = 0.1
 """Nats by which one arm is better than the other."""
@@ -34,6 +35,12 @@ def test_a_planted_difference_is_decided_at_the_default_number_of_pairs() -> Non
     assert len(verdict.differences) == 5
     assert comparison.arms[0].learning_rate == 4e-3
     assert comparison.finished and not comparison.wanted
+
+
+def test_another_baseline_has_contrasts_of_its_own() -> None:
+    study = study_of({"arms": [{"name": name} for name in ("old", "new")], "objective": "theirs", "seeds": 2})
+    comparison = ek.compare(study, objective=noisy, baseline="new")
+    assert [(item.arm, item.against) for item in comparison.verdicts] == [("old", "new")]
 
 
 def test_an_objective_without_a_number_is_refused() -> None:

@@ -156,7 +156,8 @@ def compare(
 
 def _read(spec: Study | str | Sequence[str] | Mapping[str, Any], options: Mapping[str, Any]) -> Study:
     if isinstance(spec, Study):
-        return replace(spec, **options)
+        stated = () if spec.contrasts == spec.default_contrasts else spec.contrasts  # a new baseline has its own
+        return replace(spec, **{"contrasts": stated, **options})
     if isinstance(spec, Mapping):
         return study_of({**spec, **options})
     return read_study(spec.split() if isinstance(spec, str) and "=" in spec else _several(spec), **options)

@@ -84,8 +84,7 @@ class Study:
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"{names.count(name)} arms are called {name!r}; give each a name of its own")
-        others = tuple(Contrast(name, self.baseline) for name in names if name != self.baseline)
-        object.__setattr__(self, "contrasts", self.contrasts or others)
+        object.__setattr__(self, "contrasts", self.contrasts or self.default_contrasts)
         for name in (self.baseline, *(part for item in self.contrasts for part in (item.arm, item.against))):
             if name not in names:
                 raise ConfigError(f"no arm is called {name!r}; {near_miss(name, names)}")
@@ -115,6 +114,11 @@ class Study:
     def names(self) -> tuple[str, ...]:
         """The arms' names, in their order."""
         return tuple(arm.name for arm in self.arms)
+
+    @property
+    def default_contrasts(self) -> tuple[Contrast, ...]:
+        """Every other arm against the baseline."""
+        return tuple(Contrast(name, self.baseline) for name in self.names if name != self.baseline)
 
     @property
     def identity(self) -> str:
