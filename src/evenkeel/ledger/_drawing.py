@@ -32,7 +32,7 @@ STANCES: dict[Stance, Text] = {
 }
 _SAID = Text(en="Where it is said", es="Dónde se dice", pt="Onde se diz")
 _SENTENCE = Text(en="sentence", es="frase", pt="frase")
-_SENTENCES = Text(en="sentences", es="frases", pt="frases")
+SENTENCES = Text(en="sentences", es="frases", pt="frases")
 _METHOD = Text(en="What is measured", es="Qué se mide", pt="O que se mede")
 _MEASURED = Text(en="Measured", es="Medido", pt="Medido")
 _CRITERION = Text(en="Criterion", es="Criterio", pt="Critério")
@@ -137,7 +137,7 @@ def said_in(claim: Claim, language: Language) -> Iterator[str]:
     for name in dict.fromkeys(passage.document for passage in claim.passages):
         document = DOCUMENTS[name]
         numbers = [str(passage.sentence) for passage in claim.passages if passage.document == name]
-        word = in_language(_SENTENCE if len(numbers) == 1 else _SENTENCES, language)
+        word = in_language(_SENTENCE if len(numbers) == 1 else SENTENCES, language)
         yield f"“{document.title}” ({', '.join(document.languages)}), {word} {', '.join(numbers)}"
 
 

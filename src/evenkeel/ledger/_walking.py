@@ -9,7 +9,7 @@ from typing import Any
 
 from ._claim import MeasuredClaim
 from ._documents import DOCUMENTS, SourceDocument
-from ._drawing import VERDICTS_IN_WORDS, interval, ran, wrapped
+from ._drawing import SENTENCES, VERDICTS_IN_WORDS, interval, ran, wrapped
 from ._running import Ledger, claims
 from ._sentences import Sentence
 from ._text import Language, Text, in_language
@@ -17,7 +17,6 @@ from ._text import Language, Text, in_language
 _WIDTH = 80
 _INDENT = " " * 4
 
-_SENTENCES = Text(en="sentences", es="frases", pt="frases")
 _NO_CLAIM = Text(en="no claim", es="ninguna afirmación", pt="nenhuma afirmação")
 _SEE = Text(en="see sentence", es="véase la frase", pt="ver a frase")
 _EXPERIMENT = Text(en="experiment", es="experimento", pt="experimento")
@@ -90,7 +89,7 @@ def draw_walk(found: Walk, language: Language, width: int | None = None) -> str:
 def _walk(found: Walk, language: Language, width: int) -> Iterator[str]:
     document, measured = found.document, found.measured
     title = f"{document.number} {found.name}: “{document.title}” ({', '.join(document.languages)}), "
-    yield wrapped(f"{title}{len(document.sentences)} {in_language(_SENTENCES, language)}", width)
+    yield wrapped(f"{title}{len(document.sentences)} {in_language(SENTENCES, language)}", width)
     told: dict[str, int] = {}
     for number, sentence in enumerate(document.sentences, 1):
         yield ""

@@ -20,7 +20,7 @@ from ..errors import ConfigError, RecordError
 from ..schema import clean_name
 from ..training import one_thread
 from .arms import plan_arms
-from .comparison import ArmPlan, Comparison
+from .comparison import ArmPlan, Comparison, context_of
 from .corpus import Corpus, read_corpus
 from .databases import is_missing, shown, without_password
 from .founding import Founding
@@ -184,11 +184,13 @@ def begin(
             "objective in the study, and give it to compare"
         )
     plans = plan_arms(study) if objective is None else tuple(ArmPlan(arm=arm, config={}) for arm in study.arms)
-    corpus = None if objective is not None else read_corpus(study.data, context=_context(plans))
+    corpus = None if objective is not None else read_corpus(study.data, context=context_of(plans))
     if storage is not None and must_exist:
         store, founding = _existing(storage, name or NAME)
     else:
-        where, known_as = (storage, name or NAME) if storage is not None else _default(study, corpus)
+        where, known_as = (
+            (storage, name or NAME) if storage is not None else _default(study, "" if corpus is None else corpus.digest)
+        )
         new = settled(study, plans, corpus, device, jobs) if is_missing(where) else None
         store = Store(where, known_as)
         founding = store.founding()
@@ -219,7 +221,7 @@ def resume(
             "evenkeel.compare(study, objective=...)"
         )
     plans = plan_arms(study)
-    corpus = read_corpus(study.data, context=_context(plans))
+    corpus = read_corpus(study.data, context=context_of(plans))
     return replace(_run(store, founding, study, corpus, None, device, jobs), parent=parent)
 
 
@@ -239,8 +241,7 @@ def take_over(path: str, storage: str | None, name: str = NAME) -> Store:
         raise RecordError(
             f"{clean_name(path)} is no exported comparison; write one with evenkeel compare --out FILE"
         ) from error
-    default = f"{founding.study.identity}-{founding.digest}"
-    store = Store(str(_default_file()), default) if storage is None else Store(storage, name)
+    store = Store(*(_default(founding.study, founding.digest) if storage is None else (storage, name)))
     known = store.founding() or store.found(founding)
     _check_same(founding.study, known.study, store)
     store.adopt(results)
@@ -307,13 +308,9 @@ def _from_the_difference(one: str, other: str) -> tuple[str, str]:
     return cut(one), cut(other)
 
 
-def _context(plans: Sequence[ArmPlan]) -> int:
-    return max(plan.config["context"] for plan in plans)
-
-
-def _default(study: Study, corpus: Corpus | None) -> tuple[str, str]:
+def _default(study: Study, digest: str) -> tuple[str, str]:
     """The store of studies that name none, and what this one is called there: other data is another study."""
-    return str(_default_file()), f"{study.identity}-{'' if corpus is None else corpus.digest}"
+    return str(_default_file()), f"{study.identity}-{digest}"
 
 
 def _default_file() -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -57,6 +57,11 @@ class ArmPlan:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ArmPlan:
         return cls(**{**data, "arm": Arm(**data["arm"])})
+
+
+def context_of(plans: Iterable[ArmPlan]) -> int:
+    """How long a sequence is, in tokens, which is one length for all arms; 0 with an objective of the user's own."""
+    return max((plan.config.get("context", 0) for plan in plans), default=0)
 
 
 @dataclass(frozen=True, kw_only=True)

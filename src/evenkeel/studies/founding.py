@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from .comparison import ArmPlan
+from .comparison import ArmPlan, context_of
 from .study import Study
 
 FORMAT = 1
@@ -68,11 +68,6 @@ class Founding:
         )
 
     @property
-    def context(self) -> int:
-        """How long a sequence is, in tokens; 0 with an objective of the user's own."""
-        return max((plan.config.get("context", 0) for plan in self.plans), default=0)
-
-    @property
     def tokens(self) -> int:
         """How many tokens each trial is trained on."""
-        return self.steps * self.study.rows * self.context
+        return self.steps * self.study.rows * context_of(self.plans)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..errors import ConfigError
 from ..training import one_thread
-from .comparison import ArmPlan
+from .comparison import ArmPlan, context_of
 from .corpus import Corpus
 from .founding import Founding
 from .language import LanguageTrials, evaluation_steps
@@ -25,8 +25,7 @@ def settled(study: Study, plans: Sequence[ArmPlan], corpus: Corpus | None, devic
     """A study as it begins here, on so many processes. corpus: None with an objective of the user's own."""
     steps, seconds = study.steps or 1, 0.0
     if corpus is not None:
-        context = max(plan.config["context"] for plan in plans)
-        evaluating = steps_of_evaluations(len(corpus.windows(context)), study.rows)
+        evaluating = steps_of_evaluations(len(corpus.windows(context_of(plans))), study.rows)
         paces = paces_of(study, plans, corpus, device)
         steps = study.steps or steps_within(study, max(paces), evaluating, jobs)
         seconds = (steps + evaluating) * sum(paces)
