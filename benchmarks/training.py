@@ -31,11 +31,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 import evenkeel as ek
 from evenkeel.studies.comparison import ArmPlan
-from evenkeel.studies.corpus import Corpus, read_corpus
-from evenkeel.studies.language import LanguageTrials, evaluation_steps
 from evenkeel.studies.points import Point
 from evenkeel.studies.study import Arm
-from evenkeel.studies.trials import Session
+from evenkeel.studies.trials.corpus import Corpus, read_corpus
+from evenkeel.studies.trials.language import LanguageTrials, evaluation_steps
+from evenkeel.studies.trials.objectives import Session
 from evenkeel.training import byte_batches
 
 ROWS, LEARNING_RATE = 16, 2e-3

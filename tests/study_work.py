@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from evenkeel.studies.comparing import begin
+from evenkeel.studies.running.working import work
 from evenkeel.studies.study import Arm, Study
-from evenkeel.studies.working import work
 
 OWN = Study(
     arms=tuple(Arm(name=name, choices={}) for name in ("one", "two", "three")),

@@ -21,7 +21,7 @@ from evenkeel.ledger import CLAIMS, VERDICTS, Bound, Claim, MeasuredClaim, Measu
 from evenkeel.ledger._contrasts import NARANG, SHAZEER_65K, SHAZEER_524K, contrast, spearman
 from evenkeel.ledger._studies import Comparisons, Provenance, StudyRun, comparison_of, study_named
 from evenkeel.studies import Report, Run
-from evenkeel.studies.arms import plan_arms
+from evenkeel.studies.reading.arms import plan_arms
 
 HOLDS, CAVEAT, FAILS, UNDECIDED = VERDICTS
 TRAINED = tuple(claim for claim in CLAIMS.values() if claim.studies)

@@ -10,7 +10,7 @@ import pytest
 import evenkeel as ek
 from evenkeel.errors import ConfigError, UsageError
 from evenkeel.studies import read_study
-from evenkeel.studies.reading import study_of
+from evenkeel.studies.reading.specifications import study_of
 
 BETTER = 0.1
 """Nats by which one arm is better than the other."""

@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from evenkeel.errors import ConfigError
 from evenkeel.nn import Transformer, TransformerConfig
-from evenkeel.studies.arms import CLOSE, plan_arms
 from evenkeel.studies.comparison import ArmPlan
-from evenkeel.studies.reading import read_study, study_of
+from evenkeel.studies.reading.arms import CLOSE, plan_arms
+from evenkeel.studies.reading.specifications import read_study, study_of
 
 
 def parameters_of(plan: ArmPlan) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from evenkeel.data import LARGEST_FILE
 from evenkeel.errors import DataError
-from evenkeel.studies.corpus import Corpus, read_corpus
+from evenkeel.studies.trials.corpus import Corpus, read_corpus
 
 
 @pytest.mark.parametrize("blank", ["", " \n\t\n", "\N{ZERO WIDTH NO-BREAK SPACE}"])

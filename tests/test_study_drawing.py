@@ -13,9 +13,9 @@ from rich.cells import cell_len
 from study_cases import CASES, Case, hostile, short_and_hostile
 
 from evenkeel.studies.comparison import Interval
-from evenkeel.studies.drawing import draw_comparison
-from evenkeel.studies.exports import EXPORTS
-from evenkeel.studies.methods import draw_methods
+from evenkeel.studies.drawing.exports import EXPORTS
+from evenkeel.studies.drawing.methods import draw_methods
+from evenkeel.studies.drawing.text import draw_comparison
 
 ESCAPE = "\N{ESCAPE}"
 

@@ -19,8 +19,8 @@ from study_cases import CASES, Case, hostile, short_and_hostile
 from evenkeel.errors import UsageError
 from evenkeel.schema import clean_name
 from evenkeel.studies.comparison import Comparison
-from evenkeel.studies.exports import EXPORTS
-from evenkeel.studies.scales import Scale, difference_range, loss_range
+from evenkeel.studies.drawing.exports import EXPORTS
+from evenkeel.studies.drawing.scales import Scale, difference_range, loss_range
 
 SVG = "{http://www.w3.org/2000/svg}"
 

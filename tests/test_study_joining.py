@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from evenkeel.studies.joining import STORAGE_VARIABLE, Helpers
+from evenkeel.studies.running.joining import STORAGE_VARIABLE, Helpers
 
 NO_STORAGE = ["compare", "--resume"]  # ends at once, with exit code 2
 
@@ -66,7 +66,7 @@ def test_where_one_cannot_be_started_none_is_left() -> None:
     code = """if True:
         import os, resource
         from evenkeel.errors import UsageError
-        from evenkeel.studies.joining import Helpers
+        from evenkeel.studies.running.joining import Helpers
 
         used = max(map(int, os.listdir("/dev/fd")))
         resource.setrlimit(resource.RLIMIT_NOFILE, (used + 12, used + 12))

@@ -12,15 +12,15 @@ import torch
 
 from evenkeel.errors import DataError
 from evenkeel.nn import AttentionConfig, HeadConfig, Transformer, TransformerConfig
-from evenkeel.studies.arms import plan_arms
-from evenkeel.studies.corpus import Corpus, read_corpus
 from evenkeel.studies.judging import check_pairing
-from evenkeel.studies.language import LanguageTrials, evaluation_steps, parameter_hashes
 from evenkeel.studies.points import Point
-from evenkeel.studies.predictions import copy_loss, predictions, row_losses
-from evenkeel.studies.reading import read_study
+from evenkeel.studies.reading.arms import plan_arms
+from evenkeel.studies.reading.specifications import read_study
 from evenkeel.studies.results import TrialResult
-from evenkeel.studies.trials import Session, Stopped
+from evenkeel.studies.trials.corpus import Corpus, read_corpus
+from evenkeel.studies.trials.language import LanguageTrials, evaluation_steps, parameter_hashes
+from evenkeel.studies.trials.objectives import Session, Stopped
+from evenkeel.studies.trials.predictions import copy_loss, predictions, row_losses
 
 CONTEXT, STEPS, RATE = 16, 24, 1e-2
 TEXT = b"".join(f"line {number}: {number * number}\n".encode() for number in range(4000))

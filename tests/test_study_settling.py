@@ -8,7 +8,7 @@ import random
 import pytest
 
 from evenkeel.errors import ConfigError
-from evenkeel.studies.settling import rounds_of, steps_of_evaluations, steps_within
+from evenkeel.studies.running.settling import rounds_of, steps_of_evaluations, steps_within
 from evenkeel.studies.study import Arm, Study
 
 

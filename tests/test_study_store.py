@@ -23,8 +23,8 @@ from evenkeel.studies.comparing import begin
 from evenkeel.studies.founding import Founding
 from evenkeel.studies.points import Point
 from evenkeel.studies.results import Evaluation, TrialResult
+from evenkeel.studies.running.store import Store
 from evenkeel.studies.schedule import agenda
-from evenkeel.studies.store import Store
 
 KILLS = 10
 

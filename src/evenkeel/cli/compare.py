@@ -94,7 +94,7 @@ def _add_work_options(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the study, or what is left of it, and print what it shows; 0, or 130 where Ctrl-C left it partial."""
-    from ..studies.joining import STORAGE_VARIABLE
+    from ..studies.running.joining import STORAGE_VARIABLE
 
     quieten_optuna()
     storage = arguments.storage or os.environ.get(STORAGE_VARIABLE) or None

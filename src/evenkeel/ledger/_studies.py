@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ..studies import Comparison, Report, Run, TrialResult, begin
 from ..studies.founding import Founding
 from ..studies.judging import compared
-from ..studies.reading import read_file, seconds
+from ..studies.reading.specifications import read_file, seconds
 from ..studies.study import Study
 
 FOLDER = Path(__file__).parent / "studies"

@@ -8,8 +8,8 @@ from itertools import islice
 
 from ..nn import AttentionConfig, FeedForwardConfig, Transformer, TransformerConfig
 from ..schema import Change
-from ..studies.corpus import Corpus, read_corpus
-from ..studies.predictions import row_losses
+from ..studies.trials.corpus import Corpus, read_corpus
+from ..studies.trials.predictions import row_losses
 from ..surgery import swap
 from ..training import adamw, byte_batches, train
 from ._claim import Bound, Claim, Measurement

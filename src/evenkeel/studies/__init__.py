@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .comparing import NAME, Run, begin, compare, resume, take_over
     from .comparison import ArmPlan, ArmSummary, Comparison, Interval, Verdict
-    from .drawing import draw_comparison
-    from .exports import EXPORTS
-    from .methods import draw_methods
-    from .reading import read_study
+    from .drawing.exports import EXPORTS
+    from .drawing.methods import draw_methods
+    from .drawing.text import draw_comparison
+    from .reading.specifications import read_study
     from .results import Evaluation, TrialResult
+    from .running.working import Report
     from .study import Arm, Contrast, Study
-    from .working import Report
 
 _HOMES = {
-    "EXPORTS": "exports",
+    "EXPORTS": "drawing.exports",
     "NAME": "comparing",
     "Arm": "study",
     "ArmPlan": "comparison",
@@ -29,16 +29,16 @@ _HOMES = {
     "Contrast": "study",
     "Evaluation": "results",
     "Interval": "comparison",
-    "Report": "working",
+    "Report": "running.working",
     "Run": "comparing",
     "Study": "study",
     "TrialResult": "results",
     "Verdict": "comparison",
     "begin": "comparing",
     "compare": "comparing",
-    "draw_comparison": "drawing",
-    "draw_methods": "methods",
-    "read_study": "reading",
+    "draw_comparison": "drawing.text",
+    "draw_methods": "drawing.methods",
+    "read_study": "reading.specifications",
     "resume": "comparing",
     "take_over": "comparing",
 }

@@ -19,22 +19,22 @@ from ..directories import demo_directory
 from ..errors import ConfigError, RecordError
 from ..schema import clean_name
 from ..training import one_thread
-from .arms import plan_arms
 from .comparison import ArmPlan, Comparison, context_of
-from .corpus import Corpus, read_corpus
-from .databases import is_missing, shown, without_password
 from .founding import Founding
-from .joining import STORAGE_VARIABLE, Helpers
 from .judging import compared
-from .language import LanguageTrials
-from .reading import read_study, study_of
+from .reading.arms import plan_arms
+from .reading.specifications import read_study, study_of
 from .results import TrialResult
+from .running.databases import is_missing, shown, without_password
+from .running.joining import STORAGE_VARIABLE, Helpers
+from .running.settling import settled
+from .running.store import Store
+from .running.working import Report, stopped_by_signals, work
 from .schedule import agenda
-from .settling import settled
-from .store import Store
 from .study import MAY_CHANGE, Study
-from .trials import Objective, OwnObjective, UserObjective, name_of
-from .working import Report, stopped_by_signals, work
+from .trials.corpus import Corpus, read_corpus
+from .trials.language import LanguageTrials
+from .trials.objectives import Objective, OwnObjective, UserObjective, name_of
 
 NAME = "compare"
 """Of a study in a store that the user names, unless it is named too."""

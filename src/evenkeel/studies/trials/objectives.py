@@ -12,9 +12,9 @@ from pathlib import Path
 from types import CodeType
 from typing import Protocol
 
-from ..errors import UsageError
-from .points import Point
-from .results import TrialResult
+from ...errors import UsageError
+from ..points import Point
+from ..results import TrialResult
 
 UserObjective = Callable[[str, float, int], float]
 """`train(arm, learning_rate, seed) -> loss`: the loss that is compared, below which an arm is better."""

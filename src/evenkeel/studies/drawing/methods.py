@@ -7,12 +7,12 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..report.quantities import count, number, share
-from ..report.terminal import WIDTH
-from ..schema import clean_name, printable
-from .comparison import ArmPlan, Comparison, Verdict
-from .drawing import described, what_would_decide
-from .results import TrialResult
+from ...report.quantities import count, number, share
+from ...report.terminal import WIDTH
+from ...schema import clean_name, printable
+from ..comparison import ArmPlan, Comparison, Verdict
+from ..results import TrialResult
+from .text import described, what_would_decide
 from .wording import Wording
 
 _REFERENCES: Mapping[str, str] = {

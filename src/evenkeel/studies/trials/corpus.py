@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data import LARGEST_FILE, read_texts, standard_library_text, texts_in
-from ..errors import DataError
-from ..schema import clean_name
+from ...data import LARGEST_FILE, read_texts, standard_library_text, texts_in
+from ...errors import DataError
+from ...schema import clean_name
 
 SUFFIXES = (".jsonl", ".md", ".py", ".rst", ".txt")
 

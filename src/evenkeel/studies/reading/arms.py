@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..errors import ConfigError
-from ..nn import Match, TransformerConfig, match_parameters
-from ..nn.config.axes import nested
-from ..nn.matching import MEASURES, Free, Measure
-from .comparison import ArmPlan
+from ...errors import ConfigError
+from ...nn import Match, TransformerConfig, match_parameters
+from ...nn.config.axes import nested
+from ...nn.matching import MEASURES, Free, Measure
+from ..comparison import ArmPlan
+from ..study import Arm, Study
 from .own_activations import OwnActivation, is_own
-from .study import Arm, Study
 
 CLOSE = 0.005
 """The share of the baseline's size by which an arm may differ and count as equal."""

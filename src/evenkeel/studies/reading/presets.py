@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from ..catalogue import near_miss
-from ..errors import ConfigError
-from ..functional import ACTIVATIONS
+from ...catalogue import near_miss
+from ...errors import ConfigError
+from ...functional import ACTIVATIONS
 
 PRESET_AXIS = "feedforward"
 """The axis whose values are names of presets."""

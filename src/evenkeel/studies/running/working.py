@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..schema import in_one_line
-from .schedule import agenda
+from ...schema import in_one_line
+from ..schedule import agenda
+from ..study import Study
+from ..trials.objectives import Objective, Session, Stopped
 from .store import Claim, Store
-from .study import Study
-from .trials import Objective, Session, Stopped
 
 Report = Callable[[int, int, float], object]
 """Is told how many trials are done, how many there are as far as is known, and the share of the present one."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..instruments.head import HeadInstrument
-from ..nn import Transformer
-from ..tracing.events import HeadEvent
+from ...instruments.head import HeadInstrument
+from ...nn import Transformer
+from ...tracing.events import HeadEvent
 
 _READ = {
     "confidence": "top_probability",

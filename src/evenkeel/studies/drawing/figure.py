@@ -9,8 +9,9 @@ from functools import cached_property
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from ..report.quantities import count, share
-from ..schema import clean_name
+from ...report.quantities import count, share
+from ...schema import clean_name
+from ..comparison import Comparison, Verdict, VerdictWord
 from .canvas import (
     BAND,
     CHARACTER,
@@ -28,7 +29,6 @@ from .canvas import (
     polygon,
     write,
 )
-from .comparison import Comparison, Verdict, VerdictWord
 from .curves import draw_curves
 from .scales import Scale, difference_range
 from .wording import Wording, shown

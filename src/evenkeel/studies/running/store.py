@@ -15,12 +15,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import RecordError
-from ..schema import clean_name
+from ...errors import RecordError
+from ...schema import clean_name
+from ..founding import FORMAT, Founding
+from ..points import Point
+from ..results import TrialResult
 from .databases import GRACE, HEARTBEAT, open_database, shown
-from .founding import FORMAT, Founding
-from .points import Point
-from .results import TrialResult
 from .workers import is_dead, worker_name
 
 _ABOUT = "evenkeel"

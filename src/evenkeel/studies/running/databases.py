@@ -8,8 +8,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ..errors import RecordError, UsageError
-from ..schema import clean_name, in_one_line
+from ...errors import RecordError, UsageError
+from ...schema import clean_name, in_one_line
 
 HEARTBEAT, GRACE = 10, 60
 """Seconds between two beats of a trial's heart, and of silence after which its worker counts as dead."""

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element, SubElement
 
-from ..schema import clean_name
+from ...schema import clean_name
+from ..comparison import Comparison
 from .canvas import CHARACTER, Box, Place, add, clipped, heading, horizontal_axis, line, vertical_axis, write
-from .comparison import Comparison
 from .scales import Scale, loss_range
 from .wording import Wording
 

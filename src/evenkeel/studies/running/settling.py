@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..errors import ConfigError
-from ..training import one_thread
-from .comparison import ArmPlan, context_of
-from .corpus import Corpus
-from .founding import Founding
-from .language import LanguageTrials, evaluation_steps
-from .study import Study
-from .trials import now
+from ...errors import ConfigError
+from ...training import one_thread
+from ..comparison import ArmPlan, context_of
+from ..founding import Founding
+from ..study import Study
+from ..trials.corpus import Corpus
+from ..trials.language import LanguageTrials, evaluation_steps
+from ..trials.objectives import now
 
 _FEWEST_STEPS = 50
 _MOST_STEPS = 20_000

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from tempfile import TemporaryFile
 from typing import IO
 
-from ..errors import UsageError
+from ...errors import UsageError
 
 STORAGE_VARIABLE = "EVENKEEL_STORAGE"
 """Where studies are kept, for a command without --storage. A URL may hold a password, and anybody can read a

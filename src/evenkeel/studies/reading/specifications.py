@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..catalogue import near_miss
-from ..errors import ConfigError
-from ..nn import TransformerConfig
-from ..nn.config.axes import flat, nested
-from ..schema import clean_name
+from ...catalogue import near_miss
+from ...errors import ConfigError
+from ...nn import TransformerConfig
+from ...nn.config.axes import flat, nested
+from ...schema import clean_name
+from ..study import Arm, Contrast, Study
 from .arms import config_of
 from .axes import choices_of, labels
-from .study import Arm, Contrast, Study
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")

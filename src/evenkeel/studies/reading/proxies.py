@@ -7,13 +7,13 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from ..architectures.describing.subjects import read_config
-from ..directories import OWN_MODEL_TYPE, named
-from ..errors import ConfigError, ModelError
-from ..nn import AttentionConfig, FeedForwardConfig, PositionConfig, TransformerConfig
-from ..nn.families import FAMILIES
-from ..nn.families.family import normal
-from ..schema import clean_name
+from ...architectures.describing.subjects import read_config
+from ...directories import OWN_MODEL_TYPE, named
+from ...errors import ConfigError, ModelError
+from ...nn import AttentionConfig, FeedForwardConfig, PositionConfig, TransformerConfig
+from ...nn.families import FAMILIES
+from ...nn.families.family import normal
+from ...schema import clean_name
 
 VOCABULARY, CONTEXT = 256, 128
 """What a study trains on: bytes, in sequences of so many."""

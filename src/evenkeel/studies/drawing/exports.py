@@ -9,12 +9,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from ..catalogue import Catalogue
-from ..report.quantities import share
-from ..schema import clean_name, encode_number
-from .comparison import ArmSummary, Comparison, Verdict
+from ...catalogue import Catalogue
+from ...report.quantities import share
+from ...schema import clean_name, encode_number
+from ..comparison import ArmSummary, Comparison, Verdict
+from ..results import TrialResult
 from .figure import draw_svg
-from .results import TrialResult
 from .wording import MISSING, Wording, shown
 
 _DIGITS = 12  # of a hash

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 from rich.text import Text
 
-from ..report.quantities import count, digits, number, share
-from ..report.table import STYLES, Cell, Table
-from ..report.terminal import WIDTH, drawn, grid, safe
-from ..rules import RULES
-from ..schema import printable
-from .comparison import VERDICT_WORDS, ArmSummary, Comparison, Verdict, VerdictWord
+from ...report.quantities import count, digits, number, share
+from ...report.table import STYLES, Cell, Table
+from ...report.terminal import WIDTH, drawn, grid, safe
+from ...rules import RULES
+from ...schema import printable
+from ..comparison import VERDICT_WORDS, ArmSummary, Comparison, Verdict, VerdictWord
 from .scales import Scale, difference_range
 from .wording import MISSING, Wording, duration, shown
 

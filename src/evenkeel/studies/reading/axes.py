@@ -8,10 +8,10 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
-from ..catalogue import near_miss
-from ..errors import ConfigError
-from ..nn.config.axes import axis_types
-from ..schema import clean_name
+from ...catalogue import near_miss
+from ...errors import ConfigError
+from ...nn.config.axes import axis_types
+from ...schema import clean_name
 from .own_activations import OwnActivation, is_own
 from .presets import PRESET_AXIS, plain, preset
 

@@ -15,18 +15,18 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from ..diagnosis import Diagnosis
-from ..nn import Transformer, TransformerConfig
-from ..nn.initialisation import first_deviations
-from ..training import adamw, byte_batches, learning_rate_share, training_step
-from ..watching import Watch, watch
+from ...diagnosis import Diagnosis
+from ...nn import Transformer, TransformerConfig
+from ...nn.initialisation import first_deviations
+from ...training import adamw, byte_batches, learning_rate_share, training_step
+from ...watching import Watch, watch
+from ..comparison import ArmPlan
+from ..points import Point
+from ..results import Evaluation, TrialResult
 from .checkpoints import Checkpoint, Progress
-from .comparison import ArmPlan
 from .corpus import Corpus
-from .points import Point
+from .objectives import Session, now
 from .predictions import copy_loss, predictions, row_losses
-from .results import Evaluation, TrialResult
-from .trials import Session, now
 
 LAST_EVALUATIONS = 3
 """A trial's loss is the mean of so many evaluations, the last ones."""

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..catalogue import near_miss
-from ..errors import ConfigError
-from ..functional import ACTIVATIONS, register_activation
-from ..schema import clean_name, in_one_line
+from ...catalogue import near_miss
+from ...errors import ConfigError
+from ...functional import ACTIVATIONS, register_activation
+from ...schema import clean_name, in_one_line
 
 _DIGITS = 8  # of the digest, in hexadecimal
 _FARTHEST = 8  # where the grid ends: even e^x and x³ are of moderate size there

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .results import Evaluation
+from ..results import Evaluation
 
 
 @dataclass

@@ -10,9 +10,9 @@ from functools import cached_property
 
 from rich.cells import cell_len
 
-from ..report.table import LONGEST_LABEL
-from ..schema import clean_name
-from .comparison import Comparison, Interval, Verdict
+from ...report.table import LONGEST_LABEL
+from ...schema import clean_name
+from ..comparison import Comparison, Interval, Verdict
 
 MISSING = "–"
 

@@ -1,0 +1,1 @@
+"""One run of one arm: what a worker calls, and the small Transformer trained on bytes that it runs by default."""
