@@ -201,11 +201,13 @@ def test_steps_to_a_loss_without_a_known_start_begin_with_the_first_evaluation()
     assert steps_to(2.5, [curve(0, 3.0, 2.0, start=math.nan)]) == pytest.approx(150)
 
 
-def test_the_target_is_the_baselines_mean() -> None:
+def test_the_target_is_the_studys_or_the_baselines_mean() -> None:
     results = both("relu", [2.0, 3.0]) + both("gelu", [1.0, 1.0])
     shape = (Evaluation(step=100, loss=4.0), Evaluation(step=200, loss=1.0))
     results = [replace(item, evaluations=shape) if item.point.arm == "gelu" else item for item in results]
     assert summary("gelu", study("relu", "gelu"), results).steps_to_target == pytest.approx(150)
+    stated = replace(study("relu", "gelu"), target=3.25)
+    assert summary("gelu", stated, results).steps_to_target == pytest.approx(125)
 
 
 def test_a_verdict_is_over_paired_differences() -> None:

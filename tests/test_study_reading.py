@@ -190,6 +190,7 @@ WHOLE = """
     tuning_trials = 4
     learning_rates = [1e-4, 1e-2]
     margin = 0.02
+    target = 2.5
 
     [model]
     d_model = 64
@@ -218,6 +219,7 @@ def test_a_file_sets_every_field(tmp_path: Path) -> None:
         tuning_trials=4,
         learning_rates=(1e-4, 1e-2),
         margin=0.02,
+        target=2.5,
     )
     assert Study.from_dict(json.loads(json.dumps(study.to_dict()))) == study
 

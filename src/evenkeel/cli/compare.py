@@ -28,6 +28,7 @@ _STUDY_OPTIONS = (  # what a study is begun with; all but the number of pairs be
     "tuning_trials",
     "learning_rates",
     "margin",
+    "target",
 )
 _EXPORTS = ("csv", "json", "latex", "svg")  # those of studies.EXPORTS, here because `--help` has no use for it
 
@@ -70,6 +71,9 @@ def _add_study_options(group: argparse._ArgumentGroup) -> None:
         "--learning-rates", metavar=("LOW", "HIGH"), nargs=2, type=float, help="their range (default: 1e-3 1.6e-2)"
     )
     group.add_argument("--margin", metavar="NATS", type=float, help="what counts as equal (default: 0.01)")
+    group.add_argument(
+        "--target", metavar="NATS", type=float, help="count steps to this held-out loss (default: the baseline's own)"
+    )
 
 
 def _add_work_options(group: argparse._ArgumentGroup) -> None:

@@ -152,8 +152,8 @@ class Comparison:
     founded: the study as it was when it began; pairs may have been added since, contrasts and margin changed.
 
     steps, tokens: of each trial. wanted: how many trials the study still wants as far as is known. target: the loss
-    that steps_to_target is about: the baseline's mean. data: what was trained on, with a digest. versions: of evenkeel,
-    torch and Python. begun, finished: UTC, ISO 8601; finished is "" while trials are wanted.
+    that steps_to_target is about: the study's, else the baseline's mean. data: what was trained on, with a digest.
+    versions: of evenkeel, torch and Python. begun, finished: UTC, ISO 8601; finished is "" while trials are wanted.
     """
 
     study: Study

@@ -85,7 +85,7 @@ def compared(
         steps=founding.steps,
         tokens=founding.tokens,
         wanted=left,
-        target=next(item.mean for item in arms if item.plan.arm.name == study.baseline),
+        target=_target(study, next(item.mean for item in arms if item.plan.arm.name == study.baseline)),
         data={"source": founding.source, "digest": founding.digest},
         versions=versions,
         device=device,
@@ -122,7 +122,7 @@ def summarise(study: Study, plans: Sequence[ArmPlan], results: Sequence[TrialRes
     """
     tunings = {plan.arm.name: tuned(plan.arm.name, results) for plan in plans}
     paired = {name: _paired(name, tuning, results) for name, tuning in tunings.items()}
-    target = _mean(trial.counted_or_worst for trial in paired[study.baseline].values())
+    target = _target(study, _mean(trial.counted_or_worst for trial in paired[study.baseline].values()))
     return tuple(
         _summary(study, plan, tunings[plan.arm.name], paired[plan.arm.name], results, target) for plan in plans
     )
@@ -277,6 +277,11 @@ def _trials(arm: str, role: Role, results: Iterable[TrialResult]) -> list[TrialR
         if result.point.arm == arm and result.point.role == role:
             by_key.setdefault(result.point.key, result)
     return list(by_key.values())
+
+
+def _target(study: Study, baseline: float) -> float:
+    """The loss to which steps are counted: the one that the study states, else the baseline's mean."""
+    return baseline if study.target is None else study.target
 
 
 def _paired(arm: str, tuning: Tuning, results: Iterable[TrialResult]) -> dict[int, TrialResult]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from ..catalogue import near_miss
 from ..errors import ConfigError
 
-MAY_CHANGE = ("seeds", "margin", "contrasts")
+MAY_CHANGE = ("seeds", "margin", "contrasts", "target")
 """Fields of a study that may change while it runs: pairs are added, the others only judge."""
 
 Matched = Literal["parameters", "flops", "nothing"]
@@ -54,8 +54,8 @@ class Study:
     None: as many as the budget allows. budget: seconds for the whole study, on the machine that begins it. seeds:
     pairs. tuning_trials: learning rates tried for each arm, spread evenly in their logarithm over learning_rates, both
     ends among them; the range grows by a step on the side where an arm's best lies. margin: arms whose losses differ by
-    less count as equal, in nats per token. objective: "" for training a Transformer on the data, else what names the
-    user's own.
+    less count as equal, in nats per token. target: the held-out loss to which an arm's steps are counted; None: the
+    baseline's own at its end. objective: "" for training a Transformer on the data, else what names the user's own.
     Raises ConfigError for fields that contradict each other.
     """
 
@@ -72,6 +72,7 @@ class Study:
     tuning_trials: int = 5
     learning_rates: tuple[float, float] = (1e-3, 1.6e-2)
     margin: float = 0.01
+    target: float | None = None
     objective: str = ""
 
     def __post_init__(self) -> None:
@@ -106,9 +107,10 @@ class Study:
                 f"learning_rates are {low:g} and {high:g}; give two numbers above 0, the smaller one first, for "
                 "instance 1e-3 and 1.6e-2"
             )
-        for name in ("budget", "margin"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ConfigError(f"{name} is {getattr(self, name)} and must be above 0 and finite")
+        for name in ("budget", "margin", "target"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name} is {value} and must be above 0 and finite")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -144,6 +146,7 @@ class Study:
             "tuning_trials": self.tuning_trials,
             "learning_rates": list(self.learning_rates),
             "margin": self.margin,
+            "target": self.target,
             "objective": self.objective,
         }
 

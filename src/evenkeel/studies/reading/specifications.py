@@ -265,6 +265,7 @@ _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "tuning_trials": _whole,
     "learning_rates": _pair,
     "margin": _number,
+    "target": _number,
     "objective": _text,
 }
 """What reads each key that is a field of Study as it stands."""
