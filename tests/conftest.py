@@ -31,3 +31,12 @@ def poisoned() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(before[0])
     settings.fill_uninitialized_memory = before[1]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A small tensor is no work for two threads, least of all where test processes run side by side."""
+    from evenkeel import training
+
+    with training.one_thread():
+        yield

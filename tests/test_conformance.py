@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,13 +38,7 @@ for _name, _instrument in INSTRUMENTS.items():
     globals()[_title] = type(_title, (_OfOurs,), {"instrument": _instrument, "name": _name})
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small tensors, and other tests may run beside these."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")  # small tensors, and other tests may run beside these
 
 
 # --- the suites can fail -----------------------------------------------------------------------------------------

@@ -8,13 +8,11 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
 from evenkeel.cli.main import main
 from evenkeel.report.rule_page import Measured, as_markdown, as_text, measured_examples, page
@@ -154,14 +152,6 @@ def test_measured_examples_are_of_rules_and_hold_numbers() -> None:
         assert Measured.from_dict(json.loads(json.dumps(example.to_dict()))) == example
     telling = [code for code, item in examples.items() if any(each.sick != each.healthy for each in item.numbers)]
     assert len(telling) >= 0.9 * len(examples)  # else a rule about structure, or about a gradient that is not there
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("code", ["ATT304", "NUM604", "OUT401"])
