@@ -26,16 +26,12 @@ STUDY = ["compare", "feedforward=relu,swiglu", *TINY, *SHORT]
 
 IGNORED = [
     ["--like", "model"],
-    ["--data", "text"],
     ["--match", "flops"],
     ["--baseline", "relu"],
-    ["--contrast", "relu", "gelu"],
     ["--budget", "1h"],
     ["--steps", "3"],
     ["--tuning-trials", "3"],
     ["--learning-rates", "1e-3", "1e-2"],
-    ["--margin", "0.1"],
-    ["--target", "2.5"],
 ]
 """Options of a study, which one that was begun has for good."""
 
@@ -78,6 +74,38 @@ def test_an_export_is_gone_on_with_elsewhere(tmp_path: Path, capsys: pytest.Capt
     assert losses(before).items() < losses(after).items()
     assert len(after["results"]) == len(before["results"]) + len(before["arms"])
     assert "began with 2 pairs and has 3" in capsys.readouterr().out.replace("\n      ", " ")
+
+    third = ["--storage", str(tmp_path / "three.sqlite"), "--jobs", "1"]  # with all pairs, and judged otherwise
+    assert main(["compare", "--from", str(more), *third, "--margin", "9", "--out", str(out)]) == 0
+    again, report = json.loads(out.read_text()), capsys.readouterr().out
+    assert losses(again) == losses(after) and again["study"]["seeds"] == 3
+    assert again["verdicts"][0]["verdict"] == "tie" and "began with other margin" in report.replace("\n      ", " ")
+    assert main(["compare", "--from", str(more), *third, "--seeds", "2"]) == 0
+    assert "2 finished trials of pairs beyond the 2" in capsys.readouterr().out.replace("\n      ", " ")
+
+
+def test_an_export_of_other_data_is_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, where = tmp_path / "study.json", ["--storage", str(tmp_path / "one.sqlite"), "--jobs", "1"]
+    assert main([*STUDY, *where, "--out", str(out)]) == 0
+    before = (tmp_path / "one.sqlite").read_bytes()
+    document = json.loads(out.read_text())
+    document["data"]["digest"] = "another"
+    out.write_text(json.dumps(document))
+    capsys.readouterr()
+    assert main(["compare", "--from", str(out), *where]) == 2
+    assert "was begun with 12 steps" in capsys.readouterr().err
+    assert (tmp_path / "one.sqlite").read_bytes() == before
+
+
+def test_a_study_is_gone_on_with_where_its_data_moved(tmp_path: Path) -> None:
+    (tmp_path / "here.txt").write_text("some words of text\n" * 400)
+    where = ["--storage", str(tmp_path / "one.sqlite"), "--jobs", "1"]
+    assert main([*STUDY, *where, "--data", str(tmp_path / "here.txt")]) == 0
+    (tmp_path / "here.txt").rename(tmp_path / "there.txt")
+    assert main(["compare", "--resume", *where, "--seeds", "3"]) == 3
+    assert main(["compare", "--resume", *where, "--seeds", "3", "--data", str(tmp_path / "there.txt")]) == 0
+    (tmp_path / "there.txt").write_text("other words of text\n" * 400)
+    assert main(["compare", "--resume", *where, "--data", str(tmp_path / "there.txt")]) == 2
 
 
 def test_what_is_no_export_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,6 +265,10 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--from", "study.json", "depth=2,4"], "depth=2,4 would be ignored"),
         *((["--from", "study.json", *option], f"{option[0]} would be ignored") for option in IGNORED),
         *((["--resume", "--storage", "s.sqlite", *option], f"{option[0]} would be ignored") for option in IGNORED),
+        (["feedforward=relu,gelu", "--steps", "20", "--budget", "1m"], "each says how long a trial is"),
+        (["feedforward=relu,gelu", "--export", "csv", "--methods"], "add --out FILE"),
+        (["feedforward=relu,gelu", "--storage", "."], "no file in an existing folder"),
+        (["feedforward=relu,gelu", *["--contrast", "gelu", "relu"] * 2], "is asked twice"),
         ([], "nothing is compared"),
     ],
 )
@@ -247,6 +279,17 @@ def test_a_wrong_study_is_one_line_and_exit_2(
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1
     assert not any(path.is_file() for path in (tmp_path / "cache").rglob("*"))
+
+
+@pytest.mark.parametrize("text", ["", " \n", "few words"])
+def test_data_without_enough_text_is_one_line_and_exit_2(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text(text)
+    assert main([*STUDY, "--data", str(tmp_path / "text.txt"), "--storage", str(tmp_path / "study.sqlite")]) == 2
+    told = capsys.readouterr().err
+    assert "give more text" in told and told.count("\n") == 1
+    assert not (tmp_path / "study.sqlite").exists()
 
 
 def test_help_names_every_export() -> None:

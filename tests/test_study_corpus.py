@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from evenkeel.data import LARGEST_FILE
-from evenkeel.errors import DataError
+from evenkeel.errors import ConfigError, DataError
 from evenkeel.studies.trials.corpus import Corpus, read_corpus
 
 
@@ -24,7 +24,7 @@ def test_blank_files_of_a_directory_are_skipped(tmp_path: Path, blank: str, suff
 
 def test_a_directory_of_blank_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n")
-    with pytest.raises(DataError, match="has 0 bytes"):
+    with pytest.raises(ConfigError, match="has 0 bytes"):
         read_corpus(str(tmp_path), context=16)
 
 

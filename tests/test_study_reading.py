@@ -162,7 +162,7 @@ def test_wrong_words_are_refused_with_what_was_meant(words: list[str], message: 
         ({"margin": "small"}, "margin is 'small' and must be a number"),
         ({"learning_rates": 0.1}, "learning_rates is 0.1; give two numbers"),
         ({"learning_rates": [0.1, 0.01]}, "the smaller one first"),
-        ({"steps": 100, "tokens": 10_000}, "steps and tokens are both given"),
+        ({"steps": 100, "tokens": 10_000}, "steps and tokens are given together"),
         ({"tokens": 1e6}, "tokens is 1000000.0 and must be a whole number"),
         ({"tokens": 1000}, "steps is 1 and must be at least 10"),
         ({"model": {"detph": 2}}, "there is no axis 'detph'; did you mean 'depth'?"),
@@ -185,7 +185,6 @@ WHOLE = """
     data = "texts"
     rows = 8
     tokens = 100_000
-    budget = "1h"
     seeds = 3
     tuning_trials = 4
     learning_rates = [1e-4, 1e-2]
@@ -214,7 +213,6 @@ def test_a_file_sets_every_field(tmp_path: Path) -> None:
         data=str(tmp_path / "texts"),
         rows=8,
         steps=196,  # of 8·64 tokens; 195 are 99,840
-        budget=3600.0,
         seeds=3,
         tuning_trials=4,
         learning_rates=(1e-4, 1e-2),

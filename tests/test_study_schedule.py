@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -86,11 +87,11 @@ def test_what_remains_falls_by_one_with_each_trial_where_no_range_grows() -> Non
 
 def test_more_seeds_want_only_the_pairs_that_are_missing() -> None:
     results = carried_out(bowl(2e-3))
-    wanted = agenda(STUDY.with_seeds(5), results).wanted
+    wanted = agenda(replace(STUDY, seeds=5), results).wanted
     assert [(point.arm, point.seed) for point in wanted] == [("one", 3), ("two", 3), ("one", 4), ("two", 4)]
 
 
-@pytest.mark.parametrize("study", [STUDY, STUDY.with_seeds(7)])
+@pytest.mark.parametrize("study", [STUDY, replace(STUDY, seeds=7)])
 def test_a_study_is_the_same_one_with_more_seeds(study: Study) -> None:
     assert study.identity == STUDY.identity
 

@@ -23,6 +23,7 @@ from evenkeel.studies.comparing import begin
 from evenkeel.studies.founding import Founding
 from evenkeel.studies.points import Point
 from evenkeel.studies.results import Evaluation, TrialResult
+from evenkeel.studies.running.databases import without_password
 from evenkeel.studies.running.store import Store
 from evenkeel.studies.schedule import agenda
 
@@ -237,6 +238,27 @@ def test_a_database_that_is_not_there_is_named_without_its_password() -> None:
     with pytest.raises(UsageError, match="cannot be opened") as caught:
         Store("postgresql://me:secret@127.0.0.1:1/nothing", "work")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rate", [1e-12, 5e4])
+def test_any_learning_rate_can_be_claimed(tmp_path: Path, rate: float) -> None:
+    store = founded(str(tmp_path / "store.sqlite"))
+    claim = store.claim([Point("relu", "tuning", rate, 0)])
+    assert claim is not None and claim.point.learning_rate == rate
+
+
+@pytest.mark.parametrize(
+    ("url", "printed"),
+    [
+        ("postgresql://me:secret@host/db", "postgresql://me@host/db"),
+        ("postgresql://host/db?user=me&password=secret", "postgresql://host/db?user=me"),
+        ("postgresql://host/db?password=secret&user=me", "postgresql://host/db?user=me"),
+        ("postgresql://me@host/db", "postgresql://me@host/db"),
+        ("a?password=file.sqlite", "a?password=file.sqlite"),
+    ],
+)
+def test_no_password_is_printed(url: str, printed: str) -> None:
+    assert without_password(url) == printed
 
 
 def test_another_study_of_the_same_name_is_refused(tmp_path: Path) -> None:

@@ -195,10 +195,14 @@ class Watch:
         )
         self.record.append(pending.entry.step, [RUN], [reading])
 
-    def diagnose(self) -> Diagnosis:
-        """What the readings so far show."""
+    def flush(self) -> None:
+        """Write what is known so far, waiting for numbers that are still on their way from the device."""
         self._resolve()
         self.record.flush()
+
+    def diagnose(self) -> Diagnosis:
+        """What the readings so far show."""
+        self.flush()
         return judge(self.record, self._settings)
 
     def close(self) -> None:

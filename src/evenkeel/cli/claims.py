@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from .output import file_argument, say, show, tell, write
-from .working import INTERRUPTED, bar, estimate, processes, quieten_optuna
+from .working import INTERRUPTED, bar, estimate, processes, quieten_optuna, warn
 
 if TYPE_CHECKING:
     from ..ledger import Language, Ledger
@@ -112,12 +112,12 @@ def _ledger(arguments: argparse.Namespace) -> Ledger:
 
         def watcher(name: str, run: Run) -> Report:
             stack.close()  # the bar of the study before
-            left = run.trials
+            left = run.remaining
             if left:
                 tell(f"{name}: {estimate(run, left)}")
             return stack.enter_context(bar(run, left))
 
-        return claims(ids, train=True, jobs=processes("cpu"), watcher=watcher, **options)
+        return claims(ids, train=True, jobs=processes("cpu"), watcher=watcher, tell=warn, **options)
 
 
 def _drawing(ledger: Ledger, arguments: argparse.Namespace, language: Language) -> Draw:

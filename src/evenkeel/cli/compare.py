@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 SUMMARY = "compare choices fairly: equal parameters, tuned alike, paired seeds, intervals and a verdict"
 
-_STUDY_OPTIONS = (  # what a study is begun with; all but the number of pairs belongs to it for good
+_CHANGES = ("data", "seeds", "margin", "target", "contrast")  # what may change while a study runs
+_STUDY_OPTIONS = (  # what a study is begun with
     "like",
     "data",
     "match",
@@ -107,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     here = _begun(arguments, storage)
     if arguments.parent is not None:  # whose report it is
         return 0 if here.work() else INTERRUPTED
-    left = here.trials
+    left = here.remaining
     if left:
         tell(estimate(here, left))
     with bar(here, left) as report:
@@ -130,7 +131,11 @@ def _check(arguments: argparse.Namespace, storage: str | None) -> None:
         raise UsageError("--resume goes on with a study in a --storage, and none is given; name its file or URL")
     if arguments.name is not None and storage is None:
         raise UsageError(f"--name {arguments.name} is of a study in --storage, and none is given; name its file or URL")
-    given = [name for name in _STUDY_OPTIONS if name != "seeds" and getattr(arguments, name) is not None]
+    if arguments.methods and arguments.export is not None and arguments.out is None:
+        raise UsageError(
+            f"--methods ends the report, and --export {arguments.export} stands in its place; add --out FILE"
+        )
+    given = [name for name in _STUDY_OPTIONS if name not in _CHANGES and getattr(arguments, name) is not None]
     if arguments.export_before is not None:
         _refuse(arguments.words, given, "--from goes on with the study of an export")
     elif arguments.resume and not arguments.words:
@@ -143,23 +148,26 @@ def _refuse(words: Iterable[str], options: Iterable[str], why: str) -> None:
     if ignored:
         raise UsageError(
             f"{why} as it was begun, and {' '.join(ignored)} would be ignored; leave that out (--seeds N gives more "
-            "pairs)"
+            "pairs; --margin, --target and --contrast judge otherwise)"
         )
 
 
 def _begun(arguments: argparse.Namespace, storage: str | None) -> Run:
     from ..studies import NAME, begin, read_study, resume, take_over
+    from ..studies.reading.specifications import fields_of
 
     jobs = arguments.jobs if arguments.jobs is not None else processes(arguments.device)
     work: dict[str, Any] = {"device": arguments.device, "jobs": jobs}
     name = arguments.name or NAME
-    if arguments.export_before is not None:
-        store = take_over(arguments.export_before, storage, name)
-        return resume(store.where, name=store.name, seeds=arguments.seeds, **work)
-    if storage is not None and arguments.resume and not arguments.words:
-        return resume(storage, name=name, seeds=arguments.seeds, parent=arguments.parent, **work)
     options = {option: getattr(arguments, option) for option in _STUDY_OPTIONS}
-    study = read_study(arguments.words, contrasts=options.pop("contrast"), **options)
+    options["contrasts"] = options.pop("contrast")
+    given = {option: value for option, value in options.items() if value is not None}
+    if arguments.export_before is not None:
+        store, changed = take_over(arguments.export_before, storage, name)
+        return resume(store.where, name=store.name, **{**changed, **fields_of(given)}, **work)
+    if storage is not None and arguments.resume and not arguments.words:
+        return resume(storage, name=name, parent=arguments.parent, **fields_of(given), **work)
+    study = read_study(arguments.words, **given)
     return begin(study, storage=storage, name=arguments.name, must_exist=arguments.resume, **work)
 
 

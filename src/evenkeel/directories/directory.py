@@ -91,13 +91,18 @@ class Directory:
         return any(True for pattern in _VOCABULARIES for _ in self.path.glob(pattern))
 
 
-def demo_directory() -> Path:
-    """Where the demo's healthy model is kept: `$EVENKEEL_CACHE/demo`, else `evenkeel/demo` in the user's cache."""
+def cache_directory() -> Path:
+    """Where things are kept between runs: `$EVENKEEL_CACHE`, else `evenkeel` in the user's cache."""
     own = os.environ.get("EVENKEEL_CACHE")
     if own:
-        return Path(own) / "demo"
+        return Path(own)
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "evenkeel" / "demo"
+    return (Path(cache) if cache else Path.home() / ".cache") / "evenkeel"
+
+
+def demo_directory() -> Path:
+    """Where the demo's healthy model is kept."""
+    return cache_directory() / "demo"
 
 
 def open_directory(directory: str | Path) -> Directory:

@@ -142,6 +142,7 @@ def claims(
     jobs: int = 1,
     progress: Callable[[int, int], object] | None = None,
     watcher: Watcher | None = None,
+    tell: Callable[[str], object] = lambda line: None,
 ) -> Ledger:
     """Run the experiments of some claims and judge them; without ids, of all, in about two minutes.
 
@@ -150,8 +151,8 @@ def claims(
     from torch's generator. Claims that rest on studies take the full run that came with the package; with train they
     run them, or go on with what was begun: within a budget (seconds, or "30m") for all of them together, or as
     specified, which takes hours; storage, jobs: as of `compare`. watcher: is given each study's name and Run before
-    work on it, and gives what is told of the progress. Ctrl-C ends the training; claims whose studies are not finished
-    are undecided then.
+    work on it, and gives what is told of the progress. tell: is given lines that a user has to see. Ctrl-C ends the
+    training; claims whose studies are not finished are undecided then.
     Raises UsageError for an id that is not in the ledger, and for training options where nothing is trained.
     """
     ids = (ids,) if isinstance(ids, str) else ids
@@ -163,7 +164,7 @@ def claims(
         studies = dict.fromkeys(name for claim in wanted for name in claim.studies)
         if train:
             options = {} if watcher is None else {"watcher": watcher}
-            runs = _studies.train(studies, budget=budget, storage=storage, jobs=jobs, **options)
+            runs = _studies.train(studies, budget=budget, storage=storage, jobs=jobs, tell=tell, **options)
         else:
             runs = _studies.stored_runs(studies)
         say(0, len(wanted))

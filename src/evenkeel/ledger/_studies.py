@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from ..errors import ConfigError
 from ..studies import Comparison, Report, Run, TrialResult, begin
 from ..studies.founding import Founding
 from ..studies.judging import compared
@@ -125,20 +126,32 @@ def train(
     storage: str | None = None,
     jobs: int = 1,
     watcher: Watcher = lambda name, run: lambda done, total, share: None,
+    tell: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Comparison]:
     """Run some studies, or go on with them where they were begun; those that finished. Ctrl-C ends the work.
 
     budget: for all of them together, in equal parts; without it they have the tokens of their specs. storage: as of
-    `compare`, where each has its own name.
+    `compare`, where each has its own name. tell: as of `Run.work`. Raises ConfigError, before any trial runs, for a
+    budget that is too small for one of them.
     """
     names = tuple(names)
+    part = None if budget is None else seconds("budget", budget) / max(1, len(names))
+    runs = {name: _begun(name, part, len(names), storage, jobs) for name in names}
     finished: dict[str, Comparison] = {}
-    for name in names:
-        study = study_named(name)
-        if budget is not None:
-            study = replace(study, steps=None, budget=seconds("budget", budget) / len(names))
-        run = begin(study, storage=storage, name=None if storage is None else name, jobs=jobs)
-        if not run.work(watcher(name, run)):
+    for name, run in runs.items():
+        if not run.work(watcher(name, run), tell):
             break
         finished[name] = run.comparison()
     return finished
+
+
+def _begun(name: str, budget: float | None, studies: int, storage: str | None, jobs: int) -> Run:
+    study = study_named(name)
+    if budget is not None:
+        study = replace(study, steps=None, budget=budget)
+    try:
+        return begin(study, storage=storage, name=None if storage is None else name, jobs=jobs)
+    except ConfigError as error:
+        if budget is None or studies == 1:
+            raise
+        raise ConfigError(f"study {name}, which has 1/{studies} of the budget: {error}") from error

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,15 +16,15 @@ from typing import Any
 
 import torch
 
-from ..directories import demo_directory
-from ..errors import ConfigError, RecordError
+from ..directories import cache_directory
+from ..errors import ConfigError, RecordError, UsageError
 from ..schema import clean_name
 from ..training import one_thread
-from .comparison import ArmPlan, Comparison, context_of
+from .comparison import Comparison, context_of
 from .founding import Founding
 from .judging import compared
 from .reading.arms import plan_arms
-from .reading.specifications import read_study, study_of
+from .reading.specifications import fields_of, read_study, study_of
 from .results import TrialResult
 from .running.databases import is_missing, shown, without_password
 from .running.joining import STORAGE_VARIABLE, Helpers
@@ -53,15 +54,16 @@ class Run:
     parent: int | None = None
 
     @property
-    def trials(self) -> int:
+    def remaining(self) -> int:
         """How many trials are left, as far as is known."""
         return agenda(self.study, self.store.results().values()).remaining
 
     @property
     def seconds_left(self) -> float:
         """About how long the trials that are left take here; NaN where nothing is known of their speed."""
-        pace = self.founding.seconds / len(self.founding.plans)
-        return math.ceil(self.trials / self.jobs) * pace if pace else math.nan
+        taken = [item.seconds for item in self.store.results().values() if math.isfinite(item.seconds)]
+        pace = statistics.fmean(taken) if taken else self.founding.seconds / len(self.founding.plans)
+        return math.ceil(self.remaining / self.jobs) * pace if pace else math.nan
 
     def work(
         self,
@@ -72,7 +74,7 @@ class Run:
 
         tell: is given lines that a user has to see: that work is about to stop, and which processes were lost.
         """
-        helpers = Helpers(self._joining, {STORAGE_VARIABLE: self.store.where}, count=min(self.jobs, self.trials) - 1)
+        helpers = Helpers(self._joining, {STORAGE_VARIABLE: self.store.where}, count=min(self.jobs, self.remaining) - 1)
         with one_thread(), stopped_by_signals(tell) as asked, helpers:
             work(
                 self.store,
@@ -84,13 +86,23 @@ class Run:
             )
             for line in helpers.lost():
                 tell(line)
-        return not self.trials
+        return not self.remaining
 
     @property
     def _joining(self) -> list[str]:
         """What joins this study from another process, which finds its storage in the environment."""
         words = ["compare", "--resume", "--name", self.store.name]
-        return [*words, "--device", self.device, "--seeds", str(self.study.seeds)]
+        return [*words, "--device", self.device, *self._changes(), "--seeds", str(self.study.seeds)]
+
+    def _changes(self) -> Iterator[str]:
+        """The options that make this study of the one that was begun, but for the number of pairs."""
+        study, begun = self.study, self.founding.study
+        for name in ("data", "margin", "target"):
+            if getattr(study, name) != getattr(begun, name):
+                yield from (f"--{name}", str(getattr(study, name)))
+        if study.contrasts != begun.contrasts:
+            for item in study.contrasts:
+                yield from ("--contrast", item.arm, item.against)
 
     def abandoned(self) -> bool:
         """Whether this process works for another one, which is gone."""
@@ -103,7 +115,7 @@ class Run:
             self.study,
             tuple(self.store.results().values()),
             device=self.device,
-            versions={"evenkeel": version("evenkeel"), "torch": torch.__version__, "python": platform.python_version()},
+            versions={"evenkeel": version("evenkeel"), "torch": torch.__version__},
             jobs=self.jobs,
             command=self.command,
         )
@@ -120,7 +132,7 @@ class Run:
         words = ["evenkeel", "compare", "--resume", "--storage", without_password(self.store.where)]
         words += [] if self.store.name == NAME else ["--name", self.store.name]
         words += [] if self.device == "cpu" else ["--device", self.device]
-        return shlex.join([*words, "--seeds", str(seeds)])
+        return shlex.join([*words, *self._changes(), "--seeds", str(seeds)])
 
 
 def compare(
@@ -150,14 +162,14 @@ def compare(
             spec = {"arms": [{"name": name, "choices": {}} for name in spec]}
     study = _read(spec, options)
     run = begin(study, objective=objective, storage=storage, name=name, device=device, jobs=jobs)
-    run.work(report)
+    run.work(report, lambda line: warnings.warn(line, stacklevel=2))
     return run.comparison()
 
 
 def _read(spec: Study | str | Sequence[str] | Mapping[str, Any], options: Mapping[str, Any]) -> Study:
     if isinstance(spec, Study):
         stated = () if spec.contrasts == spec.default_contrasts else spec.contrasts  # a new baseline has its own
-        return replace(spec, **{"contrasts": stated, **options})
+        return replace(spec, **{"contrasts": stated, **fields_of(options)})
     if isinstance(spec, Mapping):
         return study_of({**spec, **options})
     return read_study(spec.split() if isinstance(spec, str) and "=" in spec else _several(spec), **options)
@@ -183,7 +195,8 @@ def begin(
             f"the study's objective is {study.objective!r} and the objective given is {objective!r}; name the own "
             "objective in the study, and give it to compare"
         )
-    plans = plan_arms(study) if objective is None else tuple(ArmPlan(arm=arm, config={}) for arm in study.arms)
+    plans = plan_arms(study)
+    study = _at_home(study)
     corpus = None if objective is not None else read_corpus(study.data, context=context_of(plans))
     if storage is not None and must_exist:
         store, founding = _existing(storage, name or NAME)
@@ -204,17 +217,19 @@ def resume(
     storage: str,
     *,
     name: str = NAME,
-    seeds: int | None = None,
     device: str = "cpu",
     jobs: int = 1,
     parent: int | None = None,
+    **changes: Any,
 ) -> Run:
-    """Go on with a study as it was begun, with as many pairs as wanted. Raises RecordError where there is none.
+    """Go on with a study as it was begun, with all pairs that it has got. Raises RecordError where there is none.
 
-    parent: the process that this one works for; it ends when that one does.
+    changes: the fields of it that may change while it runs. parent: the process that this one works for; it ends when
+    that one does.
     """
     store, founding = _existing(storage, name)
-    study = founding.study if seeds is None else founding.study.with_seeds(seeds)
+    pairs = [item.point.seed + 1 for item in store.results().values() if item.point.role == "paired"]
+    study = _at_home(replace(founding.study, **{"seeds": max(founding.study.seeds, *pairs, 0), **changes}))
     if study.objective:
         raise RecordError(
             f"the study {store.name!r} has an objective of its own, {study.objective}; go on with it from Python: "
@@ -225,15 +240,21 @@ def resume(
     return replace(_run(store, founding, study, corpus, None, device, jobs), parent=parent)
 
 
-def take_over(path: str, storage: str | None, name: str = NAME) -> Store:
-    """A store with the study of an exported comparison and the trials that it holds; begun where it was not there.
+def _at_home(study: Study) -> Study:
+    """The study with its data's whole path, so that it is found from another folder too."""
+    return replace(study, data=str(Path(study.data).resolve())) if study.data else study
+
+
+def take_over(path: str, storage: str | None, name: str = NAME) -> tuple[Store, dict[str, Any]]:
+    """A store with the study of an exported comparison and the trials that it holds, begun where it was not there; and
+    what of the study had changed by then.
 
     path: a JSON file, as `Comparison.to_json` writes it. Raises RecordError for a file that is none, and for a store
-    that holds another study of this name.
+    that holds another study of this name, or the same one with other steps, sizes or data.
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-        founding = Founding.from_comparison(data)
+        founding, study = Founding.from_comparison(data), Study.from_dict(data["study"])
         results = [TrialResult.from_dict(item) for item in data["results"]]
     except OSError as error:
         raise RecordError(f"{clean_name(path)} cannot be read ({error.strerror}); give a comparison as JSON") from error
@@ -244,8 +265,14 @@ def take_over(path: str, storage: str | None, name: str = NAME) -> Store:
     store = Store(*(_default(founding.study, founding.digest) if storage is None else (storage, name)))
     known = store.founding() or store.found(founding)
     _check_same(founding.study, known.study, store)
+    if founding.settled != known.settled:
+        raise RecordError(
+            f"the study {store.name!r} in {shown(store.where)} was begun with {known.settled} and that of "
+            f"{clean_name(path)} with {founding.settled}; give another --storage"
+        )
     store.adopt(results)
-    return store
+    changed = {field: getattr(study, field) for field in MAY_CHANGE if field != "seeds"}
+    return store, {field: value for field, value in changed.items() if value != getattr(founding.study, field)}
 
 
 def _existing(storage: str, name: str) -> tuple[Store, Founding]:
@@ -288,8 +315,8 @@ def _check_same(study: Study, begun: Study, store: Store) -> None:
     """Raises RecordError, with the first field that differs, for a store that holds another study of this name."""
     if study.identity == begun.identity:
         return
-    ours, theirs = ({name: json.dumps(value) for name, value in item.to_dict().items()} for item in (study, begun))
-    field = next(name for name in ours if name not in MAY_CHANGE and ours[name] != theirs[name])
+    ours, theirs = ({name: json.dumps(value) for name, value in item.fixed.items()} for item in (study, begun))
+    field = next((name for name in ours if ours[name] != theirs.get(name)), "steps")
     here, there = _from_the_difference(ours[field], theirs[field])
     raise RecordError(
         f"the study {store.name!r} in {shown(store.where)} is another one ({field}: {there} there, {here} here); give "
@@ -315,11 +342,17 @@ def _default(study: Study, digest: str) -> tuple[str, str]:
 
 def _default_file() -> Path:
     """One file in the user's cache."""
-    path = demo_directory().parent / "studies.sqlite"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = cache_directory() / "studies.sqlite"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"the cache {clean_name(str(path.parent))} cannot be made ({error.strerror}); name a folder for it in "
+            "EVENKEEL_CACHE"
+        ) from error
     return path
 
 
 def _checkpoints(founding: Founding) -> Path:
     """Checkpoints stay on the machine that wrote them, in the user's cache."""
-    return demo_directory().parent / "checkpoints" / founding.id
+    return cache_directory() / "checkpoints" / founding.id

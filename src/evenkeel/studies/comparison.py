@@ -153,7 +153,8 @@ class Comparison:
 
     steps, tokens: of each trial. wanted: how many trials the study still wants as far as is known. target: the loss
     that steps_to_target is about: the study's, else the baseline's mean. data: what was trained on, with a digest.
-    versions: of evenkeel, torch and Python. begun, finished: UTC, ISO 8601; finished is "" while trials are wanted.
+    versions: of the tools with which trials were run. begun, finished: UTC, ISO 8601; finished is "" while trials are
+    wanted.
     """
 
     study: Study

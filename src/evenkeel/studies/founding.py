@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -66,6 +68,12 @@ class Founding:
             digest=data["data"]["digest"],
             begun=data["begun"],
         )
+
+    @property
+    def settled(self) -> str:
+        """What trials of one study have to have in common, in words: steps, sizes of arms, data."""
+        sizes = hashlib.sha256(json.dumps([plan.config for plan in self.plans], sort_keys=True).encode()).hexdigest()
+        return f"{self.steps:,} steps, arms of sizes {sizes[:6]}, data {self.digest[:6] or 'of its own'}"
 
     @property
     def tokens(self) -> int:

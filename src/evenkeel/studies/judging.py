@@ -70,10 +70,11 @@ def compared(
 ) -> Comparison:
     """All that the results of a study show. study: as it is now; a pair beyond its seeds does not count.
 
-    jobs: processes that further trials would have. Raises RecordError where trials of a seed do not share what they
+    device, versions: what a trial would be run with now, for results that do not say with what they were. jobs:
+    processes that further trials would have. Raises RecordError where trials of a seed do not share what they
     should.
     """
-    results = [item for item in results if item.point.role == "tuning" or item.point.seed < study.seeds]
+    every, results = results, [item for item in results if item.point.seed < study.seeds or item.point.role == "tuning"]
     arms = summarise(study, founding.plans, results)
     left = agenda(study, results).remaining
     return Comparison(
@@ -87,12 +88,33 @@ def compared(
         wanted=left,
         target=_target(study, next(item.mean for item in arms if item.plan.arm.name == study.baseline)),
         data={"source": founding.source, "digest": founding.digest},
-        versions=versions,
-        device=device,
+        versions=_versions(results) or versions,
+        device=", ".join(sorted({item.device for item in results if item.device})) or device,
         begun=founding.begun,
         finished="" if left else max(item.finished for item in results),
-        notes=(*check_pairing(results), *_changed(founding.study, study), *_mixed(results)),
+        notes=(
+            *check_pairing(results),
+            *_left_out(study, len(every) - len(results)),
+            *_changed(founding.study, study),
+            *_mixed(results),
+        ),
     )
+
+
+def _versions(results: Iterable[TrialResult]) -> dict[str, str]:
+    """Of each tool with which trials were run, all versions."""
+    found: dict[str, dict[str, None]] = {}
+    for tool, number in (pair.split(" ", 1) for item in results for pair in item.versions.split(", ") if " " in pair):
+        found.setdefault(tool, {})[number] = None
+    return {tool: " and ".join(numbers) for tool, numbers in found.items()}
+
+
+def _left_out(study: Study, trials: int) -> Iterator[str]:
+    if trials:
+        yield (
+            f"{trials} finished trials of pairs beyond the {study.seeds} asked for are left out: pairs dropped "
+            "after a look make false words more frequent"
+        )
 
 
 def _changed(begun: Study, study: Study) -> Iterator[str]:

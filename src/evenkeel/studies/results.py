@@ -55,8 +55,8 @@ class TrialResult:
 
     @property
     def counted_or_worst(self) -> float:
-        """The same, and infinite where it is no number."""
-        return math.inf if math.isnan(self.counted) else self.counted
+        """The same, and infinite where it is not finite, of either sign."""
+        return self.counted if math.isfinite(self.counted) else math.inf
 
     def to_dict(self) -> dict[str, Any]:
         data = asdict(self)

@@ -6,14 +6,15 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ..catalogue import near_miss
 from ..errors import ConfigError
 
-MAY_CHANGE = ("seeds", "margin", "contrasts", "target")
-"""Fields of a study that may change while it runs: pairs are added, the others only judge."""
+MAY_CHANGE = ("seeds", "margin", "contrasts", "target", "data")
+"""Fields of a study that may change while it runs: pairs are added, data may move (its digest is checked), the others
+only judge."""
 
 Matched = Literal["parameters", "flops", "nothing"]
 
@@ -22,7 +23,7 @@ Matched = Literal["parameters", "flops", "nothing"]
 class Arm:
     """One variant. choices: dotted axes of a TransformerConfig and their values, on top of the study's model.
 
-    With a user's own objective an arm is its name, and choices are what the objective is given to read.
+    With a user's own objective an arm is its name, which says its choices too.
     """
 
     name: str
@@ -92,6 +93,8 @@ class Study:
         for item in self.contrasts:
             if item.arm == item.against:
                 raise ConfigError(f"a contrast sets {item.arm!r} against itself; name two arms")
+            if self.contrasts.count(item) > 1:
+                raise ConfigError(f"{item.arm!r} against {item.against!r} is asked twice; ask it once")
         if self.match not in get_args(Matched):
             raise ConfigError(f"match is {self.match!r}; {near_miss(self.match, get_args(Matched))}")
         self._check_numbers()
@@ -123,12 +126,15 @@ class Study:
         return tuple(Contrast(name, self.baseline) for name in self.names if name != self.baseline)
 
     @property
+    def fixed(self) -> dict[str, Any]:
+        """The fields that decide what a trial does, beside the data's digest."""
+        changing = (*MAY_CHANGE, *(() if self.steps is None else ("budget",)))
+        return {name: value for name, value in self.to_dict().items() if name not in changing}
+
+    @property
     def identity(self) -> str:
-        """A digest of all that decides what a trial does."""
-        fixed = self.to_dict()
-        for name in (*MAY_CHANGE, *(() if self.steps is None else ("budget",))):
-            del fixed[name]
-        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+        """A digest of all that decides what a trial does, beside the data."""
+        return hashlib.sha256(json.dumps(self.fixed, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain data."""
@@ -159,7 +165,3 @@ class Study:
         low, high = data["learning_rates"]
         plain["learning_rates"] = (float(low), float(high))
         return cls(**plain)
-
-    def with_seeds(self, seeds: int) -> Study:
-        """The same study with another number of pairs."""
-        return replace(self, seeds=seeds)

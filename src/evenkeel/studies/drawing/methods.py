@@ -13,7 +13,7 @@ from ...schema import clean_name, printable
 from ..comparison import ArmPlan, Comparison, Verdict
 from ..results import TrialResult
 from .text import described, what_would_decide
-from .wording import Wording
+from .wording import Wording, counted_where_diverged
 
 _REFERENCES: Mapping[str, str] = {
     "Bouthillier et al. 2021": "Accounting for variance in machine learning benchmarks. MLSys 3. arXiv:2103.03098.",
@@ -118,7 +118,8 @@ def _pairs(wording: Wording) -> Iterator[str]:
     if diverged:
         where = _listed(f"{clean_name(arm.plan.arm.name)} {arm.diverged}" for arm in diverged)
         total = sum(arm.diverged for arm in diverged)
-        yield f"Of {trials} paired trials {total} diverged, counted with the loss before the first step: {where}."
+        counted = counted_where_diverged(comparison)
+        yield f"Of {trials} paired trials {total} diverged, counted {counted}: {where}."
     elif trials:
         yield f"None of {trials} paired trials diverged."
 

@@ -21,7 +21,7 @@ from ...rules import RULES
 from ...schema import printable
 from ..comparison import VERDICT_WORDS, ArmSummary, Comparison, Verdict, VerdictWord
 from .scales import Scale, difference_range
-from .wording import MISSING, Wording, duration, shown
+from .wording import MISSING, Wording, counted_where_diverged, duration, shown
 
 VERDICT_STYLES: Mapping[VerdictWord, str] = {"better": "green", "worse": "red", "tie": "cyan", "undecided": "yellow"}
 
@@ -189,7 +189,7 @@ def _legend(wording: Wording) -> Text:
     if any(arm.at_edge for arm in arms):
         parts.append("! the best rate lay at an end of the range")
     if any(arm.diverged for arm in arms):
-        parts.append("✗ diverged: counted with the loss before the first step")
+        parts.append(f"✗ diverged: counted {counted_where_diverged(wording.comparison)}")
     return Text("; ".join(parts), "dim")
 
 

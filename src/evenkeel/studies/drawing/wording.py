@@ -19,6 +19,11 @@ MISSING = "–"
 _MOST_DECIMALS = 8
 
 
+def counted_where_diverged(comparison: Comparison) -> str:
+    """What the loss of a diverged trial counts as."""
+    return "as infinite" if comparison.study.objective else "with the loss before the first step"
+
+
 def shown(value: float, draw: Callable[[float], str]) -> str:
     """The number as drawn; a dash for NaN, which stands for what was not measured."""
     return MISSING if math.isnan(value) else draw(value)

@@ -105,14 +105,28 @@ def study_of(given: Mapping[str, Any], folder: Path = Path()) -> Study:
     if "like" in given:
         model = _like(given["like"], fixed)
         baseline = _standing(arms, model) or baseline
+    if not trained and fixed:
+        raise ConfigError(
+            f"{next(iter(fixed))} has one value for all arms, and an objective of your own is given the names of arms "
+            "alone; set it in the objective"
+        )
     fields = {key: _FIELDS[key](key, value) for key, value in given.items() if key in _FIELDS}
+    lengths = [key for key in ("steps", "tokens", "budget") if key in given]
+    if len(lengths) > 1:
+        raise ConfigError(f"{' and '.join(lengths)} are given together, and each says how long a trial is; give one")
     if "tokens" in given:
-        fields["steps"] = _steps(given, fields.get("rows", Study.rows), model)
+        fields["steps"] = _steps(given, fields.get("rows", Study.rows), {**model, **arms[0].choices})
     study = Study(arms=arms, model=model, **{"baseline": baseline, **fields})
     if trained:
         for arm in arms:
             config_of(study, arm)
     return study
+
+
+def fields_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a Study as a user writes them."""
+    _check_keys("a study", options, tuple(_FIELDS))
+    return {key: _FIELDS[key](key, value) for key, value in options.items()}
 
 
 def seconds(key: str, value: Any) -> float:
@@ -239,6 +253,7 @@ def _pair(key: str, value: Any) -> tuple[float, float]:
 
 def _contrasts(key: str, value: Any) -> tuple[Contrast, ...]:
     pairs = value if isinstance(value, list | tuple) else [value]
+    pairs = [(item.arm, item.against) if isinstance(item, Contrast) else item for item in pairs]
     for pair in pairs:
         if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(name, str) for name in pair)):
             raise ConfigError(f'{key} has {clean_name(repr(pair))}; give pairs of names, as in [["swiglu", "relu"]]')
@@ -247,8 +262,6 @@ def _contrasts(key: str, value: Any) -> tuple[Contrast, ...]:
 
 def _steps(given: Mapping[str, Any], rows: int, model: Mapping[str, Any]) -> int:
     """As many steps as show a trial at least the tokens asked for."""
-    if "steps" in given:
-        raise ConfigError("steps and tokens are both given, and one follows from the other; leave one out")
     context = model.get("context", TransformerConfig().context)
     return math.ceil(_whole("tokens", given["tokens"]) / (max(1, rows) * max(1, context)))
 
@@ -270,6 +283,6 @@ _FIELDS: dict[str, Callable[[str, Any], Any]] = {
 }
 """What reads each key that is a field of Study as it stands."""
 
-_LENGTHS = {"steps", "tokens"}
+_LENGTHS = {"steps", "tokens", "budget"}
 KEYS = ("axes", "arms", "model", "like", "tokens", *_FIELDS)
 """What a study file may hold."""

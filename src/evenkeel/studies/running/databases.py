@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 import warnings
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,11 @@ def shown(where: str) -> str:
 def without_password(where: str) -> str:
     """A path or URL that may be printed; PostgreSQL finds the password in PGPASSWORD or ~/.pgpass as well."""
     scheme, slashes, rest = where.partition("://")
+    if not slashes:
+        return where
+    rest = re.sub(r"(?<=[?&])password=[^&]*&?", "", rest).rstrip("?&")
     login, at, place = rest.rpartition("@")
-    return f"{scheme}://{login.partition(':')[0]}@{place}" if slashes and at else where
+    return f"{scheme}://{login.partition(':')[0]}@{place}" if at else f"{scheme}://{rest}"
 
 
 def is_missing(where: str) -> bool:
@@ -81,16 +86,14 @@ def open_database(where: str) -> Any:
 
 def _check_file(path: Path, name: str) -> None:
     """A file that is there has to be a store, so that nothing else is written into."""
-    if not path.parent.is_dir():
+    if path.is_dir() or not path.parent.is_dir():
         raise UsageError(f"{name} is no file in an existing folder; give one")
     if not path.exists() or path.stat().st_size == 0:
         return
-    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     try:
-        tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+            tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
     except sqlite3.Error as error:
         raise RecordError(f"{name} is no store of studies ({error}); give another --storage") from error
-    finally:
-        connection.close()
     if tables and not tables >= _TABLES:
         raise RecordError(f"{name} is a SQLite file of something else; give another --storage")

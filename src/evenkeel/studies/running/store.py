@@ -7,7 +7,6 @@ its heart beats. A worker that died is told by its silence, or at once where it 
 from __future__ import annotations
 
 import json
-import math
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,7 +52,7 @@ class Store:
 
         Raises RecordError for one of another format, and for a study of Optuna's that is not evenkeel's.
         """
-        if self._founding is None and self._found() is not None:
+        if self._founding is None and self._study_id() is not None:
             trials = self._trials("FAIL", "COMPLETE", "RUNNING", "PRUNED", "WAITING")
             about = next((trial.user_attrs[_ABOUT] for trial in trials if _ABOUT in trial.user_attrs), None)
             if about is None and trials:
@@ -182,7 +181,7 @@ class Store:
             state=optuna.trial.TrialState.RUNNING,
             params={"learning_rate": point.learning_rate, "seed": point.seed},
             distributions={
-                "learning_rate": optuna.distributions.FloatDistribution(1e-10, 1e3, log=True),
+                "learning_rate": optuna.distributions.FloatDistribution(*_around(point.learning_rate), log=True),
                 "seed": optuna.distributions.IntDistribution(0, 2**31 - 1),
             },
             user_attrs=about,
@@ -202,21 +201,26 @@ class Store:
         return sorted(found, key=lambda trial: trial.number)
 
     def _id(self) -> int:
-        study = self._found()
+        study = self._study_id()
         if study is None:
             raise RecordError(f"there is no study {self.name!r} in {shown(self.where)}; begin it without --resume")
         return study
 
-    def _found(self) -> int | None:
+    def _study_id(self) -> int | None:
         try:
             return self._storage.get_study_id_from_name(self.name)
         except KeyError:
             return None
 
 
+def _around(rate: float) -> tuple[float, float]:
+    """A range for Optuna's own tools, which want one; nothing here reads it."""
+    return min(1e-10, rate), max(1e3, rate)
+
+
 def _value(result: TrialResult) -> float:
     """What Optuna keeps as a trial's value, which may not be NaN."""
-    return result.counted if math.isfinite(result.counted) else math.inf
+    return result.counted_or_worst
 
 
 def _is_dead(trial: Any, silent: bool) -> bool:

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...data import LARGEST_FILE, read_texts, standard_library_text, texts_in
-from ...errors import DataError
+from ...data import LARGEST_FILE, standard_library_text, texts_in
+from ...errors import ConfigError, DataError
 from ...schema import clean_name
 
 SUFFIXES = (".jsonl", ".md", ".py", ".rst", ".txt")
@@ -42,16 +42,16 @@ def read_corpus(path: str, *, context: int) -> Corpus:
     """The text of a file, or of every text file in a directory, by name; "": the sources of Python's standard library.
 
     Blocks of 32 KiB, every tenth of which is held out; a short text gives its last tenth. Raises DataError for what
-    cannot be read whole, and for text that does not give a window to each part.
+    cannot be read whole, ConfigError for text that does not give a window to each part, none at all among it.
     """
-    source = clean_name(Path(path).name) if path else "Python's standard library"
+    source = clean_name(Path(path).resolve().name) if path else "Python's standard library"
     data = _bytes_of(Path(path)) if path else standard_library_text().encode()
     block = min(_BLOCK, max(1, len(data) // _HELD_OUT_EVERY))
     blocks = [data[start : start + block] for start in range(0, len(data), block)]
     held_out = b"".join(blocks[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY])
     training = b"".join(item for number, item in enumerate(blocks, 1) if number % _HELD_OUT_EVERY)
     if len(held_out) <= context:
-        raise DataError(
+        raise ConfigError(
             f"{source} has {len(data):,} bytes and a study with a context of {context} needs at least "
             f"{(context + 2) * _HELD_OUT_EVERY:,}; give more text, or a smaller context"
         )
@@ -61,10 +61,10 @@ def read_corpus(path: str, *, context: int) -> Corpus:
 def _bytes_of(path: Path) -> bytes:
     if not path.is_dir():
         _check_size(path)
-        return "\n\n".join(read_texts(path)).encode()
+        return "\n\n".join(texts_in(path)).encode()
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
-        raise DataError(f"{clean_name(str(path))} holds no text; give a directory with {', '.join(SUFFIXES)} files")
+        raise ConfigError(f"{clean_name(str(path))} holds no text; give a directory with {', '.join(SUFFIXES)} files")
     for file in files:
         _check_size(file)
     return "\n\n".join(text for file in files for text in texts_in(file)).encode()

@@ -123,7 +123,7 @@ class LanguageTrials:
             session.progress(done.step / self.steps)
             if session.stopping() or time.monotonic() - saved > CHECKPOINT_EVERY:
                 if measured is not None:
-                    measured.record.flush()
+                    measured.flush()
                 checkpoint.save(model, optimizer, done)
                 saved = time.monotonic()
                 session.check()

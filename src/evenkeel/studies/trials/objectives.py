@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from types import CodeType
-from typing import Protocol
+from types import CodeType, FunctionType, MethodType
+from typing import Any, Protocol
 
 from ...errors import UsageError
 from ..points import Point
@@ -67,17 +68,55 @@ class OwnObjective:
 
 
 def name_of(objective: UserObjective) -> str:
-    """What a study calls an objective: its name and a digest of its code, so that an edited one is another."""
-    code = getattr(objective, "__code__", None) or getattr(type(objective).__call__, "__code__", None)
-    named = f"{objective.__module__}.{getattr(objective, '__qualname__', type(objective).__name__)}"
-    return named if code is None else f"{named}@{hashlib.sha256(_marshalled(code)).hexdigest()[:8]}"
+    """What a study calls an objective: its name, and a digest of its code and of the values that it holds.
+
+    It holds its defaults, what it closes over, the arguments of a `functools.partial` and the fields of a callable
+    object. Of these, numbers, texts, tuples and functions count; what can change while it runs (lists, dictionaries,
+    objects) does not, and neither do functions that it calls by their name.
+    """
+    inner = objective.func if isinstance(objective, partial) else objective
+    name = getattr(inner, "__qualname__", type(inner).__qualname__)
+    digest = hashlib.sha256(_told(objective).encode()).hexdigest()[:8]
+    return f"{getattr(inner, '__module__', type(inner).__module__)}.{name}@{digest}"
 
 
-def _marshalled(code: CodeType) -> bytes:
-    """A function's code and constants without the lines that it stands on."""
-    inner = b"".join(_marshalled(item) for item in code.co_consts if isinstance(item, CodeType))
-    plain = repr([item for item in code.co_consts if not isinstance(item, CodeType)])
-    return code.co_code + plain.encode() + repr((code.co_names, code.co_varnames)).encode() + inner
+def _told(value: Any, within: tuple[Any, ...] = ()) -> str:
+    """A value as text that is the same in every process.
+
+    within: what holds it, so that a function that closes over itself has an end.
+    """
+    if any(value is outer for outer in within):
+        return "itself"
+    match value:
+        case None | bool() | int() | float() | complex() | str() | bytes():
+            return repr(value)
+        case frozenset():
+            parts = sorted(_told(item, (*within, value)) for item in value)
+        case _:
+            parts = [_told(item, (*within, value)) for item in _held(value)]
+    return f"{type(value).__name__}({', '.join(parts)})"
+
+
+def _held(value: Any) -> Iterable[Any]:
+    """What decides what a callable does, and what a tuple holds; nothing of anything else."""
+    match value:
+        case tuple():
+            return value
+        case CodeType():  # without the lines that it stands on
+            return value.co_code, value.co_names, value.co_varnames, value.co_consts
+        case FunctionType():
+            cells = tuple(cell.cell_contents for cell in value.__closure__ or ())
+            return value.__code__, value.__defaults__, _pairs(value.__kwdefaults__ or {}), cells
+        case MethodType():
+            return value.__func__, value.__self__
+        case partial():
+            return value.func, value.args, _pairs(value.keywords)
+    call = getattr(type(value), "__call__", None)  # noqa: B004 - what it is, not whether there is one
+    return (call, _pairs(getattr(value, "__dict__", {}))) if isinstance(call, FunctionType) else ()
+
+
+def _pairs(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(values.items()))
 
 
 def now() -> str:
