@@ -37,6 +37,8 @@ from evenkeel.rules import RULES
 
 PAGE = Path(__file__).parents[1] / "docs" / "claims.md"
 
+CAPABILITY = torch.backends.cpu.get_cpu_capability()
+
 HOLDS, CAVEAT, FAILS, UNDECIDED = VERDICTS
 BY_ROLE = {"claim": FAILS, "caveat": CAVEAT, "noise": UNDECIDED}
 
@@ -232,7 +234,10 @@ def test_saturation(numbers: dict[str, dict[str, float]]) -> None:
                     measured = found[f"{implementation}.{name}.{dtype}.zero_slope_{side}"]
                     # torch's own differ between processors: GELU in float16 is flat from -6.04 (Zen 4) or -5.97 (Xeon)
                     within = 0.015 if (implementation, name, dtype) == ("torch", "gelu", "float16") else 0.01
-                    assert measured == pytest.approx(getattr(tails, side), rel=within)
+                    wanted = getattr(tails, side)
+                    if (implementation, name, dtype, CAPABILITY) == ("torch", "gelu", "bfloat16", "AVX2"):
+                        wanted = -13.8125  # there it ends only where the normal density does
+                    assert measured == pytest.approx(wanted, rel=within)
     for name in ("relu", "gelu", "silu"):
         assert c03[f"{name}.slope_second_moment"] == pytest.approx(FACTS[name].slope_second_moment, rel=1e-6)
     assert c03["relu.zero_slope_share_of_negatives"] == 1
@@ -495,13 +500,20 @@ def test_the_page_is_current(ledger: Ledger) -> None:
 
     C40's verdict comes from a clock, C20's caveat from a last bit: those of the page are put in.
     """
+    told = PAGE.read_text(encoding="utf-8")
     as_shown = {
-        "C40": planted(CLAIMS["C40"], **{"layer.gelu_time_over_relu": 1.0}),
-        "C20": planted(CLAIMS["C20"], **{"evenkeel.order_violations": 1e-5}),
+        "C40": planted(CLAIMS["C40"], **{"layer.gelu_time_over_relu": 1.0 if shown(told, "C40") == CAVEAT else 2.0}),
+        "C20": planted(CLAIMS["C20"], **{"evenkeel.order_violations": 1e-5 if shown(told, "C20") == CAVEAT else 0.0}),
     }
     measured = (as_shown.get(item.claim.id, item) for item in ledger.claims)
     page = f"{draw_markdown(measured)}\n\n{draw_documents()}"
-    assert without_numbers(PAGE.read_text(encoding="utf-8")) == without_numbers(page)
+    assert without_numbers(told) == without_numbers(page)
+
+
+def shown(page: str, name: str) -> str:
+    """A claim's verdict in the page's first table."""
+    (row,) = (line for line in page.split("\n") if line.startswith(f"| [{name}]("))
+    return row.split(" | ")[-1].removesuffix(" |")
 
 
 def without_numbers(page: str) -> list[str]:
