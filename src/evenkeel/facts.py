@@ -30,7 +30,8 @@ class Facts:
     derivative_zeros: isolated x with f'(x) = 0. flat: intervals on which f' = 0 by definition.
     max_slope: supremum of |f'|. mean, second_moment: E f, E f². slope_second_moment: E f'².
     small_slope_share: P(|f'| < 0.01·max_slope); where the slope has no maximum, P(f' = 0).
-    torch_zero: by dtype, where torch's gradient is exactly 0, which is more than `flat` because f' is rounded.
+    torch_zero: by dtype, where torch's gradient is exactly 0, which is more than `flat` because f' is rounded; with
+    AVX-512, since some of torch's kernels differ between instruction sets (of bfloat16's GELU on AVX2: from -13.8).
     evenkeel_zero: the same of evenkeel.functional, which loses only what the dtype cannot hold.
     """
 

@@ -62,7 +62,7 @@ def _add_study_options(group: argparse._ArgumentGroup) -> None:
         action="append",
         help="a question of the study; again for each (default: every arm against the baseline)",
     )
-    group.add_argument("--budget", metavar="TIME", help="how long it may take, as in 90s, 10m or 2h (default: 10m)")
+    group.add_argument("--budget", metavar="TIME", help="about how long it takes, as in 90s, 10m or 2h (default: 10m)")
     group.add_argument(
         "--steps", metavar="N", type=int, help="training steps of a trial (default: what the budget gives)"
     )
