@@ -175,7 +175,11 @@ def test_where_gradients_are_rounded_to_zero(name: str, dtype: torch.dtype):
     facts, key, x = FACTS[name], str(dtype).removeprefix("torch."), numbers(dtype)
     # torch's own slope of GELU in float16 ends at -6.04 on a Zen 4, at -5.97 on a Xeon with AMX; one number serves both
     within = 0.015 if (name, key) == ("gelu", "float16") else 0.0
-    assert_zero_tails(facts.torch_zero[key], x, slope(IN_TORCH[name], x), within=within)
+    tails = facts.torch_zero[key]
+    if (name, key) == ("gelu", "bfloat16") and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        assert facts.evenkeel_zero is not None
+        tails = facts.evenkeel_zero[key]  # there torch loses no more than the format does, as ours
+    assert_zero_tails(tails, x, slope(IN_TORCH[name], x), within=within)
     assert (facts.evenkeel_zero is None) == (name not in ACTIVATIONS)
     if facts.evenkeel_zero is not None:
         assert_zero_tails(facts.evenkeel_zero[key], x, slope(ACTIVATIONS[name].function, x))

@@ -22,6 +22,29 @@ def test_blank_files_of_a_directory_are_skipped(tmp_path: Path, blank: str, suff
     assert corpus.training + corpus.held_out == b"b" * 2000
 
 
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("x" * 100, ConfigError, "at least 180; give more text"),
+        ("", ConfigError, "has 0 bytes"),
+        (None, DataError, "cannot be read"),
+    ],
+)
+def test_too_little_text_is_a_wrong_study_and_none_that_can_be_read_wrong_data(
+    tmp_path: Path, text: str | None, error: type[Exception], message: str
+) -> None:
+    path = tmp_path / "text.txt"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(error, match=message):
+        read_corpus(str(path), context=16)
+
+
+def test_an_empty_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no text"):
+        read_corpus(str(tmp_path), context=16)
+
+
 def test_a_directory_of_blank_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n")
     with pytest.raises(ConfigError, match="has 0 bytes"):

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from evenkeel.errors import DataError
 from evenkeel.nn import AttentionConfig, HeadConfig, Transformer, TransformerConfig
 from evenkeel.studies.judging import check_pairing
 from evenkeel.studies.points import Point
@@ -190,22 +189,6 @@ def test_a_directory_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
         (tmp_path / name).write_text(letter * 2000)
     corpus = read_corpus(str(tmp_path), context=16)
     assert corpus.training.startswith(b"a" * 1000) and corpus.held_out.endswith(b"b" * 100)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"), [("x" * 100, "at least 180"), ("", "holds no text"), (None, "cannot be read")]
-)
-def test_too_little_text_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
-    path = tmp_path / "text.txt"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(DataError, match=message):
-        read_corpus(str(path), context=16)
-
-
-def test_an_empty_directory_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no text"):
-        read_corpus(str(tmp_path), context=16)
 
 
 def test_a_trial_whose_loss_is_no_number_ends_early_and_is_still_a_pair(trials: LanguageTrials, tmp_path: Path) -> None:
