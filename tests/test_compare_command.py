@@ -299,6 +299,13 @@ def test_help_names_every_export() -> None:
     assert sorted(EXPORTS) == sorted(compare._EXPORTS)
 
 
+def test_the_command_lets_change_what_a_study_lets_change() -> None:
+    from evenkeel.cli import compare
+    from evenkeel.studies.study import MAY_CHANGE
+
+    assert {{"contrast": "contrasts"}.get(name, name) for name in compare._CHANGES} == set(MAY_CHANGE)
+
+
 def test_a_resumed_study_that_is_another_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = str(tmp_path / "study.sqlite")
     assert main([*STUDY, "--storage", where, "--jobs", "1"]) == 0

@@ -222,6 +222,13 @@ def test_a_file_sets_every_field(tmp_path: Path) -> None:
     assert Study.from_dict(json.loads(json.dumps(study.to_dict()))) == study
 
 
+def test_tokens_count_in_the_context_of_the_arms() -> None:
+    arms = [{"name": name, "choices": {"feedforward": name, "context": 64}} for name in ("relu", "gelu")]
+    assert study_of({"arms": arms, "tokens": 10_240, "rows": 8}).steps == 20
+    with pytest.raises(ConfigError, match="at least two arms"):
+        study_of({"arms": [], "tokens": 10_240})
+
+
 def test_options_take_the_place_of_a_files_keys(tmp_path: Path) -> None:
     path = wrote(tmp_path / "study.toml", WHOLE)
     study = read_study([str(path)], data="here", steps=50, seeds=9)

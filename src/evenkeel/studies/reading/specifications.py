@@ -115,7 +115,8 @@ def study_of(given: Mapping[str, Any], folder: Path = Path()) -> Study:
     if len(lengths) > 1:
         raise ConfigError(f"{' and '.join(lengths)} are given together, and each says how long a trial is; give one")
     if "tokens" in given:
-        fields["steps"] = _steps(given, fields.get("rows", Study.rows), {**model, **arms[0].choices})
+        chosen = next((arm.choices for arm in arms), {})  # all arms have one context
+        fields["steps"] = _steps(given, fields.get("rows", Study.rows), {**model, **chosen})
     study = Study(arms=arms, model=model, **{"baseline": baseline, **fields})
     if trained:
         for arm in arms:
