@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 from itertools import pairwise
 from pathlib import Path
 
@@ -51,13 +52,17 @@ def test_a_directory_of_blank_files_is_refused(tmp_path: Path) -> None:
         read_corpus(str(tmp_path), context=16)
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_file_of_which_only_a_part_would_be_read_is_refused(tmp_path: Path, whole: bool) -> None:
+@pytest.mark.parametrize("given", ["file", "directory", "pipe"])
+def test_a_text_of_which_only_a_part_would_be_read_is_refused(tmp_path: Path, given: str) -> None:
     path = tmp_path / "large.txt"
     with path.open("wb") as file:
         file.truncate(LARGEST_FILE + 1)
-    with pytest.raises(DataError, match=r"has 67,108,865 bytes and at most 67,108,864 .* split it"):
-        read_corpus(str(path if whole else tmp_path), context=16)
+    with subprocess.Popen(["cat", str(path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        paths = {"file": path, "directory": tmp_path, "pipe": f"/dev/fd/{process.stdout.fileno()}"}
+        with pytest.raises(DataError, match=r"has more than the 67,108,864 bytes .* split it"):
+            read_corpus(str(paths[given]), context=16)
+        process.stdout.close()
 
 
 def test_held_out_windows_are_spread_evenly_and_as_many_as_there_is_room_for() -> None:

@@ -38,8 +38,8 @@ def read_texts(path: str | Path, *, limit_bytes: int = LARGEST_FILE) -> list[str
     return texts
 
 
-def texts_in(path: str | Path, *, limit_bytes: int = LARGEST_FILE) -> list[str]:
-    """As `read_texts`, but none where the file is blank."""
+def texts_in(path: str | Path, *, limit_bytes: int = LARGEST_FILE, whole: bool = False) -> list[str]:
+    """As `read_texts`, but none where the file is blank. whole: raises DataError for a file with more bytes."""
     path = Path(path)
     name = repr(clean_name(str(path)))
     try:
@@ -50,6 +50,11 @@ def texts_in(path: str | Path, *, limit_bytes: int = LARGEST_FILE) -> list[str]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no valid file name"
         raise DataError(f"{name} cannot be read: {reason}; give a .txt or .jsonl file") from error
+    if whole and len(raw) > limit_bytes:
+        raise DataError(
+            f"{name} has more than the {limit_bytes:,} bytes that are read of a file; split it into files of one "
+            "directory, and give that"
+        )
     text = _decoded(raw[:limit_bytes], name, cut=len(raw) > limit_bytes)
     if path.suffix.lower() == ".jsonl":
         lines = text.split("\n")

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...data import LARGEST_FILE, standard_library_text, texts_in
-from ...errors import ConfigError, DataError
+from ...data import standard_library_text, texts_in
+from ...errors import ConfigError
 from ...schema import clean_name
 
 SUFFIXES = (".jsonl", ".md", ".py", ".rst", ".txt")
@@ -60,20 +60,8 @@ def read_corpus(path: str, *, context: int) -> Corpus:
 
 def _bytes_of(path: Path) -> bytes:
     if not path.is_dir():
-        _check_size(path)
-        return "\n\n".join(texts_in(path)).encode()
+        return "\n\n".join(texts_in(path, whole=True)).encode()
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
         raise ConfigError(f"{clean_name(str(path))} holds no text; give a directory with {', '.join(SUFFIXES)} files")
-    for file in files:
-        _check_size(file)
-    return "\n\n".join(text for file in files for text in texts_in(file)).encode()
-
-
-def _check_size(file: Path) -> None:
-    """Raises DataError for a file of which only the beginning would be read."""
-    if file.is_file() and file.stat().st_size > LARGEST_FILE:
-        raise DataError(
-            f"{clean_name(str(file))} has {file.stat().st_size:,} bytes and at most {LARGEST_FILE:,} of a file are "
-            "read; split it into files of one directory, and give that"
-        )
+    return "\n\n".join(text for file in files for text in texts_in(file, whole=True)).encode()
