@@ -81,9 +81,9 @@ def draw_latex(comparison: Comparison) -> str:
     unit = f" in {wording.unit}" if wording.unit else ""
     margin = f"{comparison.study.margin:g}"
     arms = _latex_table(
-        f"Arms: loss{unit} (mean ± SD over the seeds), tuned learning rate and its sensitivity.",
+        f"Arms: loss{unit} (mean ± SD over the seeds), tuned learning rate, and sensitivity to it.",
         "tab:arms",
-        ("arm", "parameters", "loss", "diverged", "learning rate", "sensitivity", "copy loss"),
+        ("arm", "parameters", "loss", "diverged", "rate", "sensitivity", "copy loss"),
         (_arm_cells(arm, wording) for arm in comparison.arms),
     )
     contrasts = _latex_table(
@@ -123,7 +123,7 @@ def _latex_table(caption: str, label: str, heads: Sequence[str], rows: Iterable[
     return "\n".join(
         [
             r"\begin{table}",
-            r"  \centering",
+            r"  \centering\small\setlength{\tabcolsep}{4pt}",  # seven columns within an article's line
             rf"  \caption{{{_latex(caption)}}}",
             rf"  \label{{{label}}}",
             rf"  \begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
