@@ -87,7 +87,7 @@ def apart(*tensors: Any) -> list[Any]:
 
 def _is_lazy(tensor: torch.Tensor) -> bool:
     """Whether something is yet to be done to its memory, or it has none."""
-    return tensor.is_neg() or tensor._is_zerotensor()
+    return tensor.is_neg() or tensor._is_zerotensor() or not torch._C._has_storage(tensor)
 
 
 def with_batch(tensor: torch.Tensor, dim: int | None, size: int) -> torch.Tensor:
