@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -12,98 +11,13 @@ import families
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
-from torch.utils.checkpoint import checkpoint
 from transformers import Adafactor
+from watch_cases import hooks_on, loss_of, run_steps, small, values
 
 import evenkeel as ek
 from evenkeel.errors import RecordError, UsageError
-from evenkeel.schema import Reading
 from evenkeel.watching import SpikeDetector
-
-
-class Block(nn.Module):
-    def __init__(self, width: int = 16, reentrant: bool | None = None) -> None:
-        super().__init__()
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(width, width)
-        self.norm, self.drop = nn.LayerNorm(width), nn.Dropout(0.1)
-        self.reentrant = reentrant
-
-    def inner(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2))
-        gate, up = self.up(x).chunk(2, -1)
-        return x + self.drop(self.down(F.silu(gate) * up))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.reentrant is None:
-            return self.inner(x)
-        return checkpoint(self.inner, x, use_reentrant=self.reentrant)  # type: ignore[return-value]
-
-
-class Small(nn.Module):
-    def __init__(self, reentrant: bool | None = None) -> None:
-        super().__init__()
-        self.embed, self.head = nn.Embedding(50, 16), nn.Linear(16, 50)
-        self.layers = nn.ModuleList(Block(reentrant=reentrant) for _ in range(2))
-
-    def block(self, index: int) -> Block:
-        return cast(Block, self.layers[index])
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.embed(ids)
-        for layer in self.layers:
-            x = layer(x)
-        return self.head(x)
-
-
-def small(seed: int = 0, reentrant: bool | None = None) -> tuple[Small, Tensor]:
-    torch.manual_seed(seed)
-    return Small(reentrant), torch.randint(0, 50, (4, 8))
-
-
-def loss_of(model: nn.Module, ids: Tensor) -> Tensor:
-    return F.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-
-
-def values(
-    readings: tuple[Reading, ...], stat: str, site: str = "", phase: str = ""
-) -> dict[tuple[str, int], tuple[float, ...]]:
-    return {
-        (item.site, item.step): item.values
-        for item in readings
-        if item.stat == stat and site in item.site and phase in item.phase
-    }
-
-
-def hooks_on(model: nn.Module) -> int:
-    count = len(torch_module._global_forward_hooks) + len(torch_module._global_forward_pre_hooks)
-    for item in model.modules():
-        count += len(item._forward_hooks) + len(item._forward_pre_hooks) + len(item._backward_hooks)
-    for parameter in model.parameters():
-        count += len(parameter._post_accumulate_grad_hooks or ()) + len(parameter._backward_hooks or ())
-    return count
-
-
-def run_steps(model: nn.Module, ids: Tensor, watch: ek.Watch | None, steps: int = 3) -> list[Tensor]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    torch.manual_seed(1)
-    seen: list[Tensor] = []
-    for _ in range(steps):
-        if watch is not None:
-            watch.begin_step()
-        loss = loss_of(model, ids)
-        loss.backward()
-        seen += [loss.detach(), *(item.grad.clone() for item in model.parameters() if item.grad is not None)]
-        optimizer.step()
-        optimizer.zero_grad()
-        if watch is not None:
-            watch.log(loss=loss)
-            watch.end_step()
-    return [*seen, torch.get_rng_state()]
 
 
 @pytest.mark.parametrize("reentrant", [None, False, True])
@@ -408,139 +322,3 @@ def test_steps_in_the_wrong_order_are_refused(wrong: Callable[[ek.Watch], Any]) 
     model, _ = small()
     with ek.watch(model) as watch, pytest.raises(UsageError):
         wrong(watch)
-
-
-class Checkpointed(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(Block() for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = cast(Tensor, checkpoint(layer, x, use_reentrant=False))
-        return x
-
-
-def test_whole_modules_under_checkpointing_are_measured_bit_for_bit() -> None:
-    torch.manual_seed(0)
-    model, x = Checkpointed(), torch.randn(2, 8, 16)
-    twin = copy.deepcopy(model)
-    for item, watched in ((model, True), (twin, False)):
-        torch.manual_seed(1)
-        watch = ek.watch(item, every=1 if watched else 2**30)
-        watch.begin_step()
-        item(x).square().sum().backward()
-        watch.end_step()
-        if watched:
-            assert {site.status for site in watch.record.sites()} == {"measured"}
-    for first, second in zip(model.parameters(), twin.parameters(), strict=True):
-        assert first.grad is not None and second.grad is not None and torch.equal(first.grad, second.grad)
-
-
-def test_calls_in_unusual_forms_never_disturb_the_step() -> None:
-    model, ids = small()
-    watch = ek.watch(model, every=1)
-    with watch.step():
-        logits = model(ids)
-        similar = torch.einsum("bld,cld->bc", logits, logits)  # outside the model
-        weights = torch.softmax(input=similar, dim=0).permute(dims=(1, 0))
-        hidden = torch.masked_fill(input=weights, mask=weights > 2, value=-1e9)
-        (F.log_softmax(input=hidden, dim=-1).sum() + F.linear(input=weights, weight=weights).sum()).backward()
-        average = copy.deepcopy(model)  # an average of weights, taken in the middle of a step
-        average(ids)
-        parameters = {name: item.detach() for name, item in model.named_parameters()}
-
-        def functional(values: dict[str, Tensor], row: Tensor) -> Tensor:
-            return torch.func.functional_call(model, values, (row.unsqueeze(0),)).sum()
-
-        model.eval()
-        torch.func.vmap(torch.func.grad(functional), in_dims=(None, 0))(parameters, ids)
-    sites = watch.record.sites()
-    assert sum(site.kind == "attention" for site in sites) == 2
-    assert watch.record.steps() == (0,)
-
-
-def test_sparse_gradients_and_losses_of_several_values() -> None:
-    model = nn.Sequential(nn.Embedding(10, 4, sparse=True), nn.Linear(4, 4), nn.GELU())
-    watch = ek.watch(model, every=1)
-    with watch.step():
-        losses = model(torch.tensor([1, 1, 3])).square().sum(-1)
-        losses.sum().backward()
-        watch.log(loss=losses)
-    rms = cast(Tensor, model[0].weight.grad).to_dense().square().mean().sqrt().item()
-    found = values(watch.record.readings(), "gradient_rms", "0.weight")
-    np.testing.assert_allclose(found[("0.weight:parameter.parameter", 0)], [rms], rtol=1e-6)
-    (entry,) = watch.record.log_entries()
-    assert entry.loss == pytest.approx(losses.mean().item()) and entry.gradient_norm is not None
-
-
-class Counting(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("calls", torch.zeros(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        cast(Tensor, self.calls).add_(1)
-        return x.relu()
-
-
-class Masking(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.full((x.shape[1], x.shape[1]), -torch.inf).triu(1)
-
-
-class Masked(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.p, self.mask, self.act = nn.Linear(8, 24), Masking(), Counting()
-
-    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        q, k, v = self.p(x).unsqueeze(1).chunk(3, -1)
-        return self.act(F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask(x)))
-
-
-def test_a_module_with_state_runs_as_often_as_without_watching_and_masks_are_no_findings() -> None:
-    model = Masked()
-    watch = ek.watch(model, every=1)
-    with watch.step():
-        model(torch.randn(2, 5, 8)).sum().backward()
-    assert cast(Tensor, model.act.calls).item() == 1
-    assert [finding.code for finding in watch.diagnose().findings if finding.severity != "info"] == []
-
-
-def test_padding_given_by_position_is_padding() -> None:
-    model, x = Masked(), torch.randn(2, 5, 8)
-    mask = torch.tensor([[1] * 5, [1, 1, 0, 0, 0]])
-    by_name, by_place, none = (ek.inspect(model, [batch]) for batch in ({"x": x, "attention_mask": mask}, (x, mask), x))
-    expected, found, other = (values(item.readings, "entropy") for item in (by_name, by_place, none))
-    assert found == expected != other
-
-
-def test_inference_mode_is_measured() -> None:
-    model, ids = small()
-    watch = ek.watch(model.eval(), every=1)
-    with watch.step(), torch.inference_mode():
-        model(ids)
-    assert {site.status for site in watch.record.sites()} == {"measured"}
-
-
-def test_no_activation_outlives_its_use_for_being_measured() -> None:
-    class Chain(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.GELU()) for _ in range(20))
-            self.alive: list[weakref.ref[Tensor]] = []
-            self.most = 0
-
-        def forward(self, x: Tensor) -> Tensor:
-            for layer in self.layers:
-                x = layer(x)
-                self.alive.append(weakref.ref(x))
-                self.most = max(self.most, sum(item() is not None for item in self.alive))
-            return x
-
-    model = Chain()
-    watch = ek.watch(model, every=1)
-    with watch.step(), torch.no_grad():
-        model(torch.randn(4, 8))
-    assert model.most <= 3
