@@ -16,6 +16,9 @@ from evenkeel.studies.reading.arms import CLOSE, plan_arms
 from evenkeel.studies.reading.specifications import read_study, study_of
 
 
+WIDE = "d_model=128"
+
+
 def parameters_of(plan: ArmPlan) -> int:
     return sum(parameter.numel() for parameter in Transformer(TransformerConfig.from_dict(plan.config)).parameters())
 
@@ -68,10 +71,10 @@ def dict_at(config: Any, axis: str) -> Any:
 
 
 def test_the_baseline_stays_as_it_is_and_others_change_their_hidden_size() -> None:
-    plans = plans_of("feedforward=relu,swiglu")
-    assert shape(plans["relu"]) == (4, 128, 512)
-    assert shape(plans["swiglu"]) == (4, 128, 341)  # 512·2/3
-    assert shape(plans_of("feedforward=swiglu,relu")["relu"]) == (4, 128, 513)  # 342·3/2; the gated one rounds up
+    plans = plans_of("feedforward=relu,swiglu", WIDE)
+    assert shape(plans["relu"]) == (2, 128, 512)
+    assert shape(plans["swiglu"]) == (2, 128, 341)  # 512·2/3
+    assert shape(plans_of("feedforward=swiglu,relu", WIDE)["relu"]) == (2, 128, 513)  # 342·3/2; the gated one rounds up
 
 
 def test_an_arm_that_is_equal_as_it_stands_is_left_alone() -> None:
@@ -81,20 +84,20 @@ def test_an_arm_that_is_equal_as_it_stands_is_left_alone() -> None:
 
 
 def test_arms_of_another_depth_keep_their_proportions() -> None:
-    plans = plans_of("depth=4,1,2,8", "feedforward=relu,swiglu")
+    plans = plans_of("depth=4,1,2,8", "feedforward=relu,swiglu", WIDE)
     for name, plan in plans.items():
         depth, d_model, d_ff = shape(plan)
         usual = 4 if "relu" in name else 8 / 3
         assert d_ff / d_model == pytest.approx(usual, rel=0.16)  # d_model goes in steps of 8
         assert (d_model > 128) == (depth < 4) and (d_model < 128) == (depth > 4)
-    given = plans_of("depth=4,2", "feedforward.d_ff=1024")["depth=2"]
+    given = plans_of("depth=4,2", "feedforward.d_ff=1024", WIDE)["depth=2"]
     assert shape(given)[2] / shape(given)[1] == pytest.approx(8, rel=0.1)
-    mixed = plans_of("depth=4,2", "feedforward=swiglu,relu", "feedforward.d_ff=344")
+    mixed = plans_of("depth=4,2", "feedforward=swiglu,relu", "feedforward.d_ff=344", WIDE)
     assert shape(mixed["depth=2 relu"])[2] / shape(mixed["depth=2 relu"])[1] == pytest.approx(344 * 1.5 / 128, rel=0.16)
 
 
 def test_flops_are_matched_on_request() -> None:
-    study = read_study(["feedforward=relu,swiglu", "attention.key_heads=4,1", "depth=2,4"], match="flops")
+    study = read_study(["feedforward=relu,swiglu", "attention.key_heads=4,1", "depth=2,4", WIDE], match="flops")
     plans = plan_arms(study)
     counted: dict[int, dict[int, float]] = {}
     for plan in plans:
@@ -119,7 +122,7 @@ def test_flops_are_matched_on_request() -> None:
 
 
 def test_nothing_is_matched_on_request() -> None:
-    plans = plans_of("depth=2,4", "feedforward.d_ff=64,512", match="nothing")
+    plans = plans_of("depth=2,4", "feedforward.d_ff=64,512", WIDE, match="nothing")
     sizes = {name: parameters_of(plan) for name, plan in plans.items()}
     assert {name: shape(plan) for name, plan in plans.items()} == {
         f"depth={depth} d_ff={size}": (depth, 128, size) for depth in (2, 4) for size in (64, 512)
@@ -133,17 +136,17 @@ def test_nothing_is_matched_on_request() -> None:
     ("words", "message"),
     [
         (
-            ["feedforward.d_ff=128,256"],
+            ["feedforward.d_ff=128,256", "depth=4", WIDE],
             r"arm 'd_ff=256' has 546,728 parameters at its nearest and the baseline 'd_ff=128' 525,440, a difference "
             r"of \+4\.05% where 0\.5% counts as equal; give --match nothing .*, or another d_model, d_ff or",
         ),
         (
-            ["d_model=64,128"],
+            ["d_model=64,128", "depth=4"],
             r"arm 'd_model=128' cannot be made as large as the baseline 'd_model=64': with d_ff=1 the config has "
             r"330,368 parameters and the other one 230,208; .*--match nothing$",
         ),
         (
-            ["d_model=64,128", "feedforward.d_ff=128,256"],
+            ["d_model=64,128", "feedforward.d_ff=128,256", "depth=4"],
             r"arm 'd_model=64 d_ff=256' has 295,488 parameters .* 'd_model=64 d_ff=128' 197,184, .*\+49\.85% where",
         ),
         (

@@ -23,16 +23,16 @@ def test_a_proxy_keeps_kinds_and_proportions(tmp_path: Path) -> None:
     small = proxy(config_alone(tmp_path, "llama", rope_theta=5e5, rope_scaling=scaling, tie_word_embeddings=True))
     assert small == TransformerConfig(
         vocabulary=256,
-        context=128,
-        depth=4,
-        d_model=128,
+        context=64,
+        depth=2,
+        d_model=64,
         position=replace(TransformerConfig().position, base=5e5),
         attention=AttentionConfig(heads=4, key_heads=1),
-        feedforward=FeedForwardConfig(activation="silu", gated=True, d_ff=448),
+        feedforward=FeedForwardConfig(activation="silu", gated=True, d_ff=224),
         head=HeadConfig(tied=True),
     )
-    wide = proxy(tmp_path, depth=2, d_model=256)
-    assert (wide.depth, wide.d_ff, wide.attention.heads, wide.attention.key_heads) == (2, 896, 8, 2)
+    wide = proxy(tmp_path, depth=4, d_model=256)
+    assert (wide.depth, wide.d_ff, wide.attention.heads, wide.attention.key_heads) == (4, 896, 8, 2)
 
 
 def test_a_proxy_of_gemma_2_keeps_softcaps_windows_and_what_its_scale_means(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_proxy_of_gemma_2_keeps_softcaps_windows_and_what_its_scale_means(tmp_
     attention = small.attention
     assert (attention.softcap, small.head.softcap, small.embedding.scale) == (50.0, 30.0, "sqrt")
     assert (small.norm.placement, small.norm.offset, small.feedforward.activation) == ("sandwich", True, "gelu_tanh")
-    assert (attention.window, attention.global_every, attention.heads, attention.key_heads) == (64, 2, 4, 2)
+    assert (attention.window, attention.global_every, attention.heads, attention.key_heads) == (32, 2, 2, 1)
     assert small.d_ff / small.d_model == 8
     assert attention.score_scale(small.head_dim) * small.head_dim**0.5 == pytest.approx((128 / 144) ** 0.5)
     Transformer(small)
@@ -62,7 +62,7 @@ def test_a_model_of_our_own_has_a_proxy(tmp_path: Path) -> None:
         d_model=64, attention=AttentionConfig(scale="dim", sinks=True), head=HeadConfig(z_loss=1e-4)
     )
     Transformer(own).save(tmp_path)
-    small = proxy(tmp_path)
+    small = proxy(tmp_path, d_model=128)
     assert (small.attention, small.head) == (own.attention, own.head)
 
 
@@ -80,10 +80,10 @@ def test_every_grouping_has_a_proxy_that_can_be_built(tmp_path: Path, heads: int
 
 def test_like_is_the_model_of_every_arm_and_its_own_arm_the_baseline(tmp_path: Path) -> None:
     like = config_alone(tmp_path, "llama")
-    study = read_study(["feedforward=relu,swiglu", "d_model=64", "attention.scale=dim"], like=like)
+    study = read_study(["feedforward=relu,swiglu", "d_model=128", "attention.scale=dim"], like=like)
     assert study.baseline == "swiglu"  # LLaMA's
-    assert study.model == nested({"attention.scale": "dim"}, proxy(like, d_model=64).to_dict())
-    assert config_of(study, study.arms[1]).d_ff == 224
+    assert study.model == nested({"attention.scale": "dim"}, proxy(like, d_model=128).to_dict())
+    assert config_of(study, study.arms[1]).d_ff == 448
     assert read_study(["feedforward=relu,gelu"], like=like).baseline == "relu"
     assert read_study(["feedforward=relu,swiglu"], like=like, baseline="relu").baseline == "relu"
 

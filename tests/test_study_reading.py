@@ -83,10 +83,10 @@ def test_every_field_of_a_config_is_an_axis() -> None:
 
 
 def test_an_axis_of_one_value_is_of_every_arm_and_named_in_none() -> None:
-    study = read_study(["feedforward=relu,gelu", "depth=2", "attention.scale=dim"])
+    study = read_study(["feedforward=relu,gelu", "depth=3", "attention.scale=dim"])
     assert study.names == ("relu", "gelu")
-    assert study.model == {"depth": 2, "attention": {"scale": "dim"}}
-    assert {(plan.config["depth"], plan.config["attention"]["scale"]) for plan in plan_arms(study)} == {(2, "dim")}
+    assert study.model == {"context": 64, "depth": 3, "d_model": 64, "attention": {"scale": "dim"}}
+    assert {(plan.config["depth"], plan.config["attention"]["scale"]) for plan in plan_arms(study)} == {(3, "dim")}
 
 
 def test_options_set_fields_and_none_sets_nothing() -> None:
@@ -125,7 +125,7 @@ def test_what_is_no_duration(text: Any) -> None:
         (["depth=2,2.5"], "depth is '2.5'; give a whole number"),
         (["depth=2,0"], "arm 'depth=0': depth is 0 and must be at least 1"),
         (["attention.qk_norm=yes,no"], "attention.qk_norm is 'yes'; give true, false"),
-        (["attention.heads=4,3"], "arm 'heads=3': d_model is 128 and attention.heads is 3, which does not divide it"),
+        (["attention.heads=4,3"], "arm 'heads=3': d_model is 64 and attention.heads is 3, which does not divide it"),
         (["depth=2"], "at least two arms and this has 1"),
         (["depth=2,,4"], "depth has no value; write it as in depth=2,4"),
         (["depth="], "depth has no value"),
@@ -208,7 +208,7 @@ def test_a_file_sets_every_field(tmp_path: Path) -> None:
         arms=read_study(["feedforward=relu,gelu,swiglu"]).arms,
         baseline="gelu",
         contrasts=(Contrast("swiglu", "gelu"), Contrast("swiglu", "relu")),
-        model={"d_model": 64, "context": 64, "attention": {"heads": 2}, "norm": {"placement": "post"}},
+        model={"context": 64, "depth": 2, "d_model": 64, "attention": {"heads": 2}, "norm": {"placement": "post"}},
         match="flops",
         data=str(tmp_path / "texts"),
         rows=8,

@@ -14,15 +14,13 @@ from ...nn import AttentionConfig, FeedForwardConfig, PositionConfig, Transforme
 from ...nn.families import FAMILIES
 from ...nn.families.family import normal
 from ...schema import clean_name
-
-VOCABULARY, CONTEXT = 256, 128
-"""What a study trains on: bytes, in sequences of so many."""
+from .sizes import CONTEXT, DEPTH, VOCABULARY, WIDTH
 
 _USUAL_HEAD, _LEAST_HEAD = 32, 8
 
 
-def proxy(directory: str | Path, *, depth: int = 4, d_model: int = 128) -> TransformerConfig:
-    """The choices of a model, shrunk to bytes, 128 tokens, and this depth and width.
+def proxy(directory: str | Path, *, depth: int = DEPTH, d_model: int = WIDTH) -> TransformerConfig:
+    """The choices of a model, shrunk to bytes, the context of a study's models, and this depth and width.
 
     directory: holds a config.json of a known family or of evenkeel's own, or is that file; it is read as data, and
     weights need not be there. What is kept: kinds and places of everything, biases, softcaps, ties; the proportions

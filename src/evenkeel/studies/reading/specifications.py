@@ -18,7 +18,9 @@ from ...schema import clean_name
 from ..study import Arm, Contrast, Study
 from .arms import config_of
 from .axes import choices_of, labels
+from .sizes import CONTEXT, DEPTH, WIDTH
 
+_SIZES = {"context": CONTEXT, "depth": DEPTH, "d_model": WIDTH}
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
 
@@ -101,7 +103,7 @@ def study_of(given: Mapping[str, Any], folder: Path = Path()) -> Study:
     else:
         arms = _listed(given["arms"], read)
     baseline = next((arm.name for arm in arms), "")
-    model = nested(fixed)
+    model = nested({**_SIZES, **fixed} if trained else fixed)
     if "like" in given:
         model = _like(given["like"], fixed)
         baseline = _standing(arms, model) or baseline
