@@ -15,7 +15,6 @@ from evenkeel.studies.comparison import ArmPlan
 from evenkeel.studies.reading.arms import CLOSE, plan_arms
 from evenkeel.studies.reading.specifications import read_study, study_of
 
-
 WIDE = "d_model=128"
 
 

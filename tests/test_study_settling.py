@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import heapq
 import random
+from pathlib import Path
 
 import pytest
+from study_files import config_alone
 
 from evenkeel.errors import ConfigError
+from evenkeel.studies.comparison import context_of
+from evenkeel.studies.reading.arms import plan_arms
+from evenkeel.studies.reading.specifications import read_study
 from evenkeel.studies.running.settling import rounds_of, steps_of_evaluations, steps_within
 from evenkeel.studies.study import Arm, Study
 
@@ -53,6 +58,17 @@ def test_a_budget_that_is_too_small_says_which_one_is_not() -> None:
     with pytest.raises(ConfigError, match=r"gives 0 steps to each of 33 trials.* give --budget 6m"):
         steps_within(study(3, budget=60.0), 0.05, 130.0, 1)
     assert steps_within(study(3, budget=360.0), 0.05, 130.0, 1) >= 50
+
+
+@pytest.mark.parametrize("like", [False, True])
+def test_four_arms_have_steps_worth_the_name_within_the_default_budget_on_two_slow_cores(
+    like: bool, tmp_path: Path
+) -> None:
+    given = {"like": config_alone(tmp_path, "llama")} if like else {}
+    ours = read_study(["feedforward=relu,gelu,sigmoid,swiglu"], **given)
+    plans = plan_arms(ours)
+    step = max(plan.flops for plan in plans) * ours.rows * context_of(plans)
+    assert steps_within(ours, step / 15e9, steps_of_evaluations(512, ours.rows), jobs=2) >= 200  # at 15 GFLOP/s
 
 
 @pytest.mark.parametrize("seed", range(20))
