@@ -76,7 +76,7 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     stay as they are. The result has x's shape and dtype; angles of a wider dtype, as under autocast, turn in theirs.
     Source: Su et al. 2021, with LLaMA's pairing of the two halves.
     """
-    if x.dtype == torch.float32 and _is_trained(x, cosine, sine):
+    if _is_trained(x, cosine, sine):
         return _Rotation.apply(x, cosine, sine)
     return _rotated(x, cosine, sine)
 
@@ -96,12 +96,13 @@ class _Rotation(torch.autograd.Function):
 
 
 def _is_trained(x: Tensor, *angles: Tensor) -> bool:
-    """Whether x alone is differentiated, on a CPU and by autograd: no transform, compiler, trace or subclass."""
+    """Whether x, in float32 on a CPU, is differentiated by autograd: no transform, compiler, trace or subclass."""
     return (
-        torch.is_grad_enabled()
-        and x.requires_grad
+        type(x) in (Tensor, torch.nn.Parameter)
+        and x.dtype == torch.float32
         and x.is_cpu
-        and type(x) in (Tensor, torch.nn.Parameter)
+        and x.requires_grad
+        and torch.is_grad_enabled()
         and not any(item.requires_grad or item.dtype != x.dtype for item in angles)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
