@@ -12,6 +12,11 @@ from ._text import Text
 from .training_speed import paired
 
 HEAD_DIMS = (16, 64)
+_USED = {
+    "none": Text(en="without a factor", es="sin factor", pt="sem fator"),
+    "dim": Text(en="with 1/d_k", es="con 1/d_k", pt="com 1/d_k"),
+}
+"""What models in use have in place of 1/√d_k."""
 _OTHERS = ("none", "dim", "folded")
 _ENTROPY = "attention entropy / maximum"
 
@@ -86,16 +91,16 @@ C19 = Claim(
                 low=1,
                 role="caveat",
                 otherwise=Text(
-                    en="It works, but it is not needed everywhere: with tuned learning rates no factor or 1/d_k is not "
-                    "shown to train worse at every d_k that was tried.",
-                    es="Funciona, pero no hace falta en todas partes: con tasas de aprendizaje ajustadas no se muestra "
-                    "que sin factor o con 1/d_k se entrene peor con cada d_k probado.",
-                    pt="Funciona, mas não é necessário em toda parte: com taxas de aprendizado ajustadas não se mostra "
-                    "que sem fator ou com 1/d_k o treino seja pior com cada d_k testado.",
+                    en=f"It works, but it is not needed everywhere: with a tuned learning rate, a model {other.en} is "
+                    "not shown to train worse at every d_k that was tried.",
+                    es="Funciona, pero no hace falta en todas partes: con una tasa de aprendizaje ajustada no se "
+                    f"muestra que un modelo {other.es} se entrene peor con cada d_k probado.",
+                    pt="Funciona, mas não é necessário em toda parte: com uma taxa de aprendizado ajustada não se "
+                    f"mostra que um modelo {other.pt} treine pior com cada d_k testado.",
                 ),
             )
             for head_dim in HEAD_DIMS
-            for name in ("none", "dim")
+            for name, other in _USED.items()
         ),
     ),
     ops=("attention",),
