@@ -223,8 +223,8 @@ def test_a_file_sets_every_field(tmp_path: Path) -> None:
 
 
 def test_tokens_count_in_the_context_of_the_arms() -> None:
-    arms = [{"name": name, "choices": {"feedforward": name, "context": 64}} for name in ("relu", "gelu")]
-    assert study_of({"arms": arms, "tokens": 10_240, "rows": 8}).steps == 20
+    arms = [{"name": name, "choices": {"feedforward": name, "context": 32}} for name in ("relu", "gelu")]
+    assert study_of({"arms": arms, "tokens": 10_240, "rows": 8}).steps == 40
     with pytest.raises(ConfigError, match="at least two arms"):
         study_of({"arms": [], "tokens": 10_240})
 

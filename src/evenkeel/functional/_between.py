@@ -2,7 +2,7 @@
 
 Linear maps of a row or two, RMS norms and rotary positions go to a CPU kernel where nothing is differentiated and
 nobody looks on; measured, traced and trained they are torch's own functions. Rotary positions are trained by the kernel
-too: it gives torch's bits in float32, forward and backward, in a seventh of the time.
+too, which has torch's bits in float32, forward and backward.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def _trained_updates(*, residual: bool) -> list[float]:
         with torch.no_grad():
             for item, gradient in zip(weights, gradients, strict=True):
                 item -= _RATE * gradient
-    return [((now - then).norm() / then.norm()).item() for now, then in zip(weights, start, strict=True)]
+    return [((last - first).norm() / first.norm()).item() for last, first in zip(weights, start, strict=True)]
 
 
 def _vanishing() -> Iterator[Measurement]:
